@@ -2,7 +2,58 @@
 
 Modules:
 
-- `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do"""
+- `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
+- `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
+- `llmops_workbench.checkpoints`: Where a model's name leads, and what is refused unread
+- `llmops_workbench.cli`: The same workflows from a terminal and from CI
+- `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
+- `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
+- `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
+- `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets without targets, as an endless stream of batches
+- `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
+- `llmops_workbench.display`: One look for results, wherever they are read
+- `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
+- `llmops_workbench.drift`: What changed, since when, by how much, and which rows show it
+- `llmops_workbench.endpoints`: A model behind an address
+- `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
+- `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
+- `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
+- `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
+- `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
+- `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
+- `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
+- `llmops_workbench.metrics`: How near predictions come to references
+- `llmops_workbench.models`: One name for a model, wherever it is
+- `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
+- `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
+- `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
+- `llmops_workbench.pictures`: A plotly figure drawn with neither browser nor network
+- `llmops_workbench.pipeline`: Workflows in order, each taking what an earlier one gave, ending in one page
+- `llmops_workbench.preparation`: From rows to examples: cleaned, formatted, split so that no prompt is seen twice
+- `llmops_workbench.profiling`: What is in the data, what is wrong with it, and which step mends it
+- `llmops_workbench.prompting`: Every prompt with every model on the same examples, scored side by side
+- `llmops_workbench.questions`: What models are asked, and what the right answers are
+- `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
+- `llmops_workbench.records`: What is kept of a run, and in which form
+- `llmops_workbench.registry`: Prompts and models by name, version and alias
+- `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
+- `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
+- `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
+- `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
+- `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
+- `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
+- `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
+- `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
+- `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
+- `llmops_workbench.templates`: Text with fields, filled and never evaluated
+- `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
+- `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
+- `llmops_workbench.training`: What runs in the worker process: batches by length, a schedule that fits the time, checkpoints that are whole or absent
+- `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
+- `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
+- `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 
 __version__ = "0.1.0"
 

@@ -1,0 +1,324 @@
+"""Grids: the same examples for every model, nothing dropped, nothing leaked, nothing evaluated."""
+
+import json
+
+import numpy as np
+import pandas as pd
+import pytest
+from tiny_models import save_model
+
+from llmops_workbench.completions import ScriptedModel
+from llmops_workbench.datasets import make_dataset, read_dataset, save_snapshot
+from llmops_workbench.errors import MissingColumnError, ModelNotFoundError, ParameterValueError, SourceNotFoundError, UnknownParameterError
+from llmops_workbench.metrics import score
+from llmops_workbench.params import parameters_in_cell, parameters_cell, parameters_of
+from llmops_workbench.prompting import Prompt, plan_grid, run_grid
+from llmops_workbench.questions import as_examples, choose_shots, collect_questions
+from llmops_workbench.templates import fill, find_role_markers, render
+
+
+def tickets(n=60):
+    products = ["vpn", "printer", "mail", "laptop"]
+    return pd.DataFrame({"id": [f"t{i}" for i in range(n)], "text": [f"The {products[i % 4]} in room {i} is broken." for i in range(n)],
+                         "product": [products[i % 4] for i in range(n)],
+                         "query": [json.dumps({"product": products[i % 4], "room": i}) for i in range(n)]})
+
+
+TASKS = {"product": ["Which product? {text}", "{product}"], "query": ["Write JSON. {text}", "{query}"]}
+
+
+def reader(name="reader"):
+    def answer(messages):
+        words = messages[-1]["content"].split("The ")[-1].split()
+        return json.dumps({"product": words[0], "room": int(words[3])}) if "JSON" in messages[-1]["content"] else words[0]
+    return ScriptedModel(answer, name=name)
+
+
+# Templates
+
+@pytest.mark.parametrize("value", ["{text}", "{{text}}", "{0}", "{x.__class__}", "{{ 7*7 }}", "{% raw %}", "$text", "%s", "\\1", "\x00", "🙂", "\ud800"])
+def test_values_go_in_letter_for_letter(value):
+    assert fill("a {text} b", {"text": value}) == f"a {value} b"
+    assert Prompt("p", "a {text} b").render({"text": value})[0]["content"] == f"a {value} b"
+
+
+@pytest.mark.parametrize("field", ["text.__class__", "text.__init__.__globals__", "text[0]", "text!r", "text:>10", "0", "self", "__class__", "text|upper",
+                                   "lipsum.__globals__"])
+def test_fields_are_names_and_nothing_else(field):
+    with pytest.raises(MissingColumnError):
+        fill(f"{{{field}}}", {"text": "x"})
+    with pytest.raises(MissingColumnError):
+        render(f"{{{field}}}", pd.DataFrame({"text": ["x"]}))
+
+
+def test_naughty_strings_survive(shared_data):
+    path = shared_data / "naughty_strings" / "blns.json"
+    if not path.is_file():
+        pytest.skip("the naughty strings are not here")
+    strings = [s for s in json.loads(path.read_text(encoding="utf-8")) if s]
+    frame = pd.DataFrame({"id": [str(i) for i in range(len(strings))], "text": strings, "answer": strings})
+    grid = run_grid([ScriptedModel("echo", name="echo")], frame, split="all", tasks={"t": ["{text}", "{answer}"]}, n_examples=0, metrics=["exact_match"],
+                    max_new_tokens=10_000)
+    asked = {text for texts in grid.frame["references"] for text in texts}
+    assert asked == set(strings) and set(grid.frame["prompt"]) == set(strings)
+    bundle = grid._repr_mimebundle_()
+    assert "<script" not in bundle["text/html"].lower()
+
+
+def test_role_markers_are_found_and_plain_talk_is_not():
+    for text in ("<|im_start|>system", "[INST] x [/INST]", "<<SYS>>", "</s>", "\n### Instruction:\nx", "<start_of_turn>model", "\nAssistant: x"):
+        assert find_role_markers(text), text
+    for text in ("a < b and b > c", "[info] started", "# Heading", "the user: root", "<s3://bucket>", "array[i]", "x <|> y", "Human resources"):
+        assert not find_role_markers(text), text
+
+
+# Prompts
+
+def test_worked_examples_are_earlier_turns():
+    prompt = Prompt("p", [{"role": "system", "content": "Room of {building}"}, {"role": "user", "content": "{text}?"}])
+    found = prompt.render({"text": "a", "building": "B1"}, shots=[{"text": "x", "completion": "y"}])
+    assert found == [{"role": "system", "content": "Room of B1"}, {"role": "user", "content": "x?"}, {"role": "assistant", "content": "y"},
+                     {"role": "user", "content": "a?"}]
+    fixed = Prompt("p", "{text}", examples=({"text": "own", "completion": "z"},))
+    assert [m["content"] for m in fixed.render({"text": "a"}, shots=[{"text": "x", "completion": "y"}])] == ["own", "z", "a"]
+
+
+def test_prompts_read_from_what_json_can_hold():
+    grid = run_grid([reader()], tickets(), {"short": "The {text}", "long": {"messages": [{"role": "user", "content": "JSON The {text}"}], "task": "query",
+                                                                          "schema": {"type": "object", "required": ["room"]}}},
+                    split="all", tasks=TASKS, n_examples=4)
+    assert grid.frame.groupby("prompt_name")["task"].unique().map(sorted).to_dict() == {"short": ["product", "query"], "long": ["query"]}
+    assert grid.scores.query("prompt_name == 'long' and metric == 'valid_json'")["value"].tolist() == [1.0]
+
+
+def test_a_prompt_of_the_store(workspace):
+    from llmops_workbench.store import open_store
+    store = open_store()
+    store.register_prompt("which", "Product of: {text}")
+    grid = run_grid([reader()], tickets(), {"stored": "prompt:which"}, split="all", tasks={"product": TASKS["product"]}, n_examples=2)
+    assert grid.frame["prompt"].str.startswith("Product of: The ").all()
+    with pytest.raises(SourceNotFoundError):
+        run_grid([reader()], tickets(), {"stored": "prompt:other"}, split="all", tasks=TASKS, n_examples=2)
+
+
+# Questions
+
+def test_one_example_for_one_question():
+    "As in data to text: several people described the same record, and all of them are right."
+    frame = pd.DataFrame({"mr": ["a", "b", "a", "a"], "ref": ["x1", "y", "x2", "x1"]})
+    found = collect_questions(frame, "all", 0, None, {"say": ["{mr}", "{ref}"]}, None, True, 0).examples
+    assert dict(zip(found["prompt"], found["references"])) == {"a": ["x1", "x2"], "b": ["y"]}
+    grid = run_grid([ScriptedModel(["x2", "y"])], frame, split="all", tasks={"say": ["{mr}", "{ref}"]}, metrics=["exact_match", "bleu"])
+    assert set(grid.scores["n"]) == {2}
+    assert grid.scores.set_index("metric")["signature"]["bleu"].startswith("nrefs:var")
+
+
+def test_worked_examples_share_nothing_with_what_is_asked():
+    frame = tickets(200)
+    frame.loc[100:, "text"] = frame["text"][:100].to_numpy()
+    found = collect_questions(frame, "test", 0, None, TASKS, None, True, 0)
+    assert len(found.pool) and not set(found.pool["prompt"]) & set(found.examples["prompt"])
+    assert set(found.pool["split"]) == {"train"}
+    grid = run_grid([reader()], frame, tasks=TASKS, n_shots=2, n_examples=5)
+    for row in grid.frame.itertuples():
+        *shots, question = row.prompt.split("[user]\n")[1:]
+        assert len(shots) == 2 and question not in [s.split("\n\n[assistant]")[0] for s in shots]
+
+
+def test_worked_examples_for_a_split_that_stands_alone():
+    frame = pd.DataFrame({"id": ["a", "b"], "task": "t", "prompt": ["p", "q"], "completion": ["x", "y"], "split": ["train", "test"]})
+    test, train = (save_snapshot(make_dataset(frame[frame["split"] == s], f"desk.{s}")) for s in ("test", "train"))
+    with pytest.raises(ParameterValueError, match="Name a dataset in shots_from"):
+        run_grid([reader()], test, n_shots=1)
+    grid = run_grid([ScriptedModel("echo", name="echo")], test, n_shots=1, shots_from=train)
+    assert grid.frame["prompt"][0] == "[user]\np\n\n[assistant]\nx\n\n[user]\nq"
+
+
+def test_a_row_with_a_wrong_label_is_left_out_and_counted():
+    data = read_dataset("helpdesk")
+    noisy = int(data.truth["label_noise"].sum())
+    assert noisy > 0
+    every = collect_questions(data, "all", 0, "query", None, None, True, 0)
+    assert every.left_out["wrong_label"] == noisy
+    assert not set(every.examples["example_id"].str.removesuffix("/query")) & set(data.truth["id"][data.truth["label_noise"]])
+    assert collect_questions(data, "all", 0, "query", None, None, False, 0).left_out["wrong_label"] == 0
+
+
+def test_prepared_splits_keep_their_own_prompts_and_marks():
+    from llmops_workbench.preparation import prepare
+    prepared = prepare(tickets(120).assign(text=lambda f: f["text"]), tasks=TASKS, name="desk")
+    grid = run_grid([reader()], prepared.outputs["test"], n_examples=0)
+    wanted = prepared.test
+    assert set(grid.frame["example_id"]) == set(wanted["id"])
+    assert set(grid.frame["prompt"]) == set(wanted["prompt"])
+    assert grid.summary["scores"]["reader"]["query"]["json_match"] == 1.0 and grid.summary["scores"]["reader"]["product"]["rougeL"] == 1.0
+
+
+def test_drawn_examples_are_stable():
+    frame, pick = tickets(80), lambda f, seed=0: set(collect_questions(f, "all", 10, None, TASKS, None, True, seed).examples["example_id"])
+    assert pick(frame) == pick(frame.sample(frac=1, random_state=1)) and len(pick(frame)) == 20
+    assert pick(frame) != pick(frame, 1)
+    assert len(pick(frame) & pick(tickets(88))) >= 16
+
+
+def test_shots_repeat_with_their_seed():
+    pool = as_examples(read_dataset(tickets()), TASKS)
+    first = choose_shots(pool, 3, 0)
+    assert first == choose_shots(pool.sample(frac=1, random_state=0), 3, 0) != choose_shots(pool, 3, 1)
+    assert {task: len(rows) for task, rows in first.items()} == {"product": 3, "query": 3}
+
+
+# Grids
+
+def test_every_call_is_a_row():
+    grid = run_grid([reader("a"), reader("b")], tickets(), {"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=5, repeats=2)
+    assert len(grid.frame) == 2*2*2*5*2 == grid.summary["n_calls"]
+    keys = ["example_id", "model", "prompt_name", "repeat"]
+    assert not grid.frame.duplicated(keys).any()
+    assert list(grid.frame.columns[:8]) == ["example_id", "task", "model", "prompt_name", "repeat", "prompt", "completion", "references"]
+    assert {"prompt_tokens", "completion_tokens", "latency_s", "cost", "error", "json_match", "rougeL"} <= set(grid.frame)
+
+
+def test_scores_are_those_of_score():
+    grid = run_grid([ScriptedModel("echo", name="echo")], tickets(), split="all", tasks=TASKS, n_examples=0, metrics=["bleu", "rouge", "json_match"])
+    for task, rows in grid.frame.groupby("task"):
+        names = ["json_match"] if task == "query" else ["bleu", "rouge1", "rouge2", "rougeL"]
+        wanted = score(rows["completion"], rows["references"], ["bleu", "rouge"] + (["json_match"] if task == "query" else []))
+        for name in names:
+            assert grid.summary["scores"]["echo"][task][name] == wanted.summary[name]
+            np.testing.assert_array_equal(rows[name], wanted.frame[name])
+
+
+def test_failed_calls_are_missing_not_wrong():
+    def moody(messages):
+        if "room 3" in messages[-1]["content"]:
+            raise TimeoutError("no reply in 30 s")
+        return "vpn"
+    grid = run_grid([ScriptedModel(moody, name="m")], tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=0, metrics=["exact_match"])
+    failed = grid.frame["error"] != ""
+    assert failed.sum() == 11 == grid.summary["n_failed"] == grid.scores["n_missing"][0]
+    assert grid.frame.loc[failed, "exact_match"].isna().all() and grid.frame.loc[failed, "completion"].isna().all()
+    assert grid.summary["scores"]["m"]["p"]["exact_match"] == grid.frame.loc[~failed, "exact_match"].mean()
+
+
+def test_a_model_that_answers_nothing_has_no_score():
+    grid = run_grid([ScriptedModel([], name="mute")], tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=3)
+    assert set(grid.summary["scores"]["mute"]["p"].values()) == {None} and grid.summary["n_failed"] == 3
+    json.dumps(grid.summary, allow_nan=False)
+    assert "mute" not in " ".join(grid.words()[1:])
+    grid._repr_mimebundle_()
+
+
+def test_grids_repeat(tmp_path):
+    model = str(save_model(tmp_path / "tiny"))
+    again = [run_grid([model], tickets(), split="all", tasks=TASKS, n_examples=6, temperature=0.8, repeats=2, seed=4) for _ in range(2)]
+    assert again[0].summary == again[1].summary
+    drop = ["latency_s"]
+    pd.testing.assert_frame_equal(again[0].frame.drop(columns=drop), again[1].frame.drop(columns=drop))
+    by_repeat = again[0].frame.groupby("repeat")["completion"].agg(list)
+    assert by_repeat[0] != by_repeat[1], "a repeat is another sample"
+
+
+def test_a_schema_goes_to_models_that_take_one_and_is_checked_for_all():
+    asked = []
+
+    class Strict(ScriptedModel):
+        takes_schema = True
+
+        def complete(self, conversations, sampling):
+            asked.append(sampling.schema)
+            return super().complete(conversations, sampling)
+    schema = {"type": "object", "required": ["room"]}
+    prompts = {"p": {"template": "JSON The {text}", "schema": schema}}
+    tasks = {"query": TASKS["query"]}
+    run_grid([Strict(lambda m: "{}", name="s")], tickets(), prompts, split="all", tasks=tasks, n_examples=2)
+    assert asked == [schema]
+    loose = run_grid([ScriptedModel(lambda m: "{}", name="l")], tickets(), prompts, split="all", tasks=tasks, n_examples=2)
+    assert loose.summary["scores"]["l"]["query"]["valid_json"] == 0.0
+
+
+def test_progress_covers_all_models():
+    seen = []
+    run_grid([reader("a"), reader("b")], tickets(), split="all", tasks=TASKS, n_examples=3, on_progress=lambda *a: seen.append(a))
+    assert [s[:2] for s in seen] == [(i + 1, 12) for i in range(12)] and [s[2] for s in seen] == ["a"]*6 + ["b"]*6
+
+
+def test_nothing_is_asked_before_all_is_checked():
+    asked = []
+    spy = ScriptedModel(lambda m: asked.append(m) or "x", name="spy")
+    common = dict(dataset=tickets(), split="all", tasks=TASKS, n_examples=2)
+    for error, changed in [(ModelNotFoundError, {"models": [spy, "no-such-model"]}), (UnknownParameterError, {"metrics": ["blue"]}),
+                           (MissingColumnError, {"prompts": {"a": "{text}", "b": "{subject}"}}), (ParameterValueError, {"prompts": {}}),
+                           (ParameterValueError, {"prompts": {"a": "no field"}}), (ParameterValueError, {"repeats": 0}), (ParameterValueError, {"n_examples": -1}),
+                           (ParameterValueError, {"split": "dev"}), (ParameterValueError, {"task": "other"}), (ParameterValueError, {"models": []}),
+                           (ParameterValueError, {"models": [spy, spy]}), (SourceNotFoundError, {"dataset": "lost.csv"}),
+                           (ParameterValueError, {"prompts": {"a": {"template": "{text}", "task": "other"}}}), (ParameterValueError, {"temperature": -1.0}),
+                           (MissingColumnError, {"tasks": {"p": ["{texd}", "{product}"]}}), (ParameterValueError, {"tasks": None})]:
+        with pytest.raises(error) as caught:
+            run_grid(**{"models": [spy], **common, **changed})
+        assert "\n" not in str(caught.value), changed
+    assert asked == []
+
+
+def test_the_plan_counts_what_the_run_does():
+    given = dict(models=[reader()], dataset=tickets(), prompts={"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=7, repeats=3,
+                 max_new_tokens=5)
+    plan, grid = plan_grid(**given), run_grid(**given)
+    assert plan["n_calls"].sum() == len(grid.frame)
+    assert (plan["most_completion_tokens"] == plan["n_calls"]*5).all() and plan["most_cost"].sum() == 0
+    with pytest.raises(UnknownParameterError):
+        plan_grid(**given, repeat=1)
+
+
+def test_the_cost_of_a_plan_comes_from_the_prices():
+    from llmops_workbench.endpoints import Endpoint
+    given = dict(dataset=tickets(), split="all", tasks=TASKS, n_examples=2, max_new_tokens=10)
+    plan = plan_grid(models=[Endpoint("http://127.0.0.1:9/v1#m", prices={"m": (1.0, 2.0)})], **given)
+    assert (plan["most_cost"] == plan["prompt_tokens"] + 2*plan["most_completion_tokens"]).all()
+    assert plan_grid(models=["http://127.0.0.1:9/v1#m"], **given)["most_cost"].isna().all()
+
+
+def test_the_signature_can_be_written_down():
+    declared = parameters_of(run_grid)
+    assert "on_progress" not in declared and declared["models"].default == ["starter"] and declared["split"].choices == ("test", "validation", "train", "all")
+    read = parameters_in_cell(parameters_cell(run_grid))
+    assert {n: p.default for n, p in read.items()} == {n: p.default for n, p in declared.items()}
+
+
+def test_the_faces_of_a_grid():
+    grid = run_grid([reader("a<b>"), reader("$x$")], tickets(), {"p<i>": "The {text}", "q": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=3)
+    html = grid._repr_mimebundle_()["text/html"]
+    assert "a<b>" not in html and "a&lt;b&gt;" in html and "<script" not in html
+    for name in grid.figures():
+        text = grid.figure(name).to_json()
+        assert "a<b>" not in text and "$x$" not in text
+    assert [len(trace.x) for trace in grid.figure("scores").data] == [6]*4
+
+
+def test_a_grid_is_logged_and_read_back(workspace):
+    from llmops_workbench.store import open_store
+    grid = run_grid([reader()], tickets(), split="all", tasks=TASKS, n_examples=3)
+    record = open_store().get_run(grid.log(stage="prompt"))
+    assert record.summary["scores"] == grid.summary["scores"]
+    back = record.frame("frame")
+    assert back["completion"].tolist() == grid.frame["completion"].tolist()
+    assert [list(r) for r in back["references"]] == grid.frame["references"].tolist()
+    pd.testing.assert_frame_equal(record.frame("scores"), grid.scores, check_dtype=False)
+
+
+def test_two_models_of_a_grid_can_be_compared(workspace):
+    from llmops_workbench.comparison import compare
+    run = run_grid([reader(), ScriptedModel("echo", name="echo")], tickets(), split="all", tasks=TASKS, n_examples=20).log(stage="prompt")
+    found = compare([f"run:{run}"], baseline="echo", n_resamples=200)
+    rows = found.frame.query("system == 'reader' and metric == 'json_match'")
+    assert rows["value"].tolist() == [1.0] and rows["delta"].tolist() == [1.0]
+
+
+def test_references_of_a_real_task(shared_data):
+    path = shared_data / "e2e" / "devset.csv"
+    if not path.is_file():
+        pytest.skip("the E2E restaurants are not here")
+    grid = run_grid([ScriptedModel("echo", name="echo")], str(path), split="all", tasks={"say": ["{mr}", "{ref}"]}, n_examples=0, metrics=["bleu", "rougeL"],
+                    lowercase=True)
+    assert len(grid.frame) == 547 and grid.frame["references"].map(len).sum() <= 4672
+    assert grid.scores["signature"][0].startswith("nrefs:var|case:lc")

@@ -1,0 +1,53 @@
+"""Random chat models of a few thousand weights, made in a folder of the test."""
+
+from llmops_workbench.models import import_torch, import_transformers
+
+CHAT = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ m['content'] }}{{ '<|end|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '<|assistant|>' }}{% endif %}")
+ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
+
+
+def save_tokenizer(folder, chat=True):
+    "A byte-level tokenizer of 320 entries with five control tokens."
+    transformers = import_transformers()
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    raw = Tokenizer(models.BPE())
+    raw.pre_tokenizer, raw.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    raw.train_from_iterator(["the printer on floor two is broken, please help"]*9, trainers.BpeTrainer(
+        vocab_size=320, special_tokens=["<|pad|>", "<|end|>", *ROLES], initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), show_progress=False))
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="<|pad|>", eos_token="<|end|>",
+                                                     additional_special_tokens=ROLES)
+    if chat:
+        tokenizer.chat_template = CHAT
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def architectures():
+    "Name -> a small configuration, given the size of the vocabulary; the kinds differ in how they know positions."
+    t = import_transformers()
+    small = dict(hidden_size=32, num_hidden_layers=2, num_attention_heads=4, eos_token_id=1, pad_token_id=0, bos_token_id=None)
+    llama = dict(small, intermediate_size=64, num_key_value_heads=2, max_position_embeddings=256, initializer_range=0.3)
+    return {
+        "llama": lambda n: t.LlamaConfig(vocab_size=n, **llama),
+        # Its tokenizer class adds a token of its own.
+        "qwen2": lambda n: t.Qwen2Config(vocab_size=n + 8, **llama),
+        "mistral": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=None),
+        "mistral-sliding": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=8),
+        "gpt2": lambda n: t.GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
+                                       eos_token_id=1, pad_token_id=0, bos_token_id=None),
+        "bloom": lambda n: t.BloomConfig(vocab_size=n, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, eos_token_id=1,
+                                         pad_token_id=0, bos_token_id=None),
+    }
+
+
+def save_model(folder, kind="llama", seed=0, chat=True):
+    "A random model of that architecture with its tokenizer; the same seed gives the same weights."
+    torch, transformers = import_torch(), import_transformers()
+    tokenizer = save_tokenizer(folder, chat)
+    torch.manual_seed(seed)
+    network = transformers.AutoModelForCausalLM.from_config(architectures()[kind](len(tokenizer)))
+    # A random model hardly ever says <|end|>; with many ends its completions differ in length as real ones do.
+    network.generation_config.eos_token_id = [1, *range(5, len(tokenizer), 12)]
+    network.save_pretrained(folder)
+    return folder
