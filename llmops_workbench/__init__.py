@@ -18,6 +18,7 @@ Modules:
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
@@ -51,8 +52,11 @@ Modules:
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.training`: What runs in the worker process: batches by length, a schedule that fits the time, checkpoints that are whole or absent
+- `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
+- `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
+- `llmops_workbench.widgets.rows`: A table to search, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 
 __version__ = "0.1.0"

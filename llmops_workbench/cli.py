@@ -43,8 +43,13 @@ class _Parser(argparse.ArgumentParser):
         "One line, as for every other mistake."
         self.exit(2, f"{self.prog}: {' '.join(message.split())}. See: {self.prog} --help\n")
 
+def _notes(function):
+    "The comments of the parameters; none where the source is not at hand, since a command can do without its help."
+    try: return docments(function)
+    except (OSError, SyntaxError): return {}
+
 def _add_parameters(parser, function):
-    notes = docments(function)
+    notes = _notes(function)
     for name, parameter in inspect.signature(function).parameters.items():
         text, default = notes.get(name) or "", parameter.default
         flag = f"-{name}" if len(name) == 1 else f"--{name.removeprefix('as_').replace('_', '-')}"

@@ -23,7 +23,7 @@ from .metrics import METRICS, metric_names, score
 from .params import Between
 from .significance import difference_p_value, holm, interval, mcnemar, needed_resamples, resampled_sums, verdict
 from .systems import COSTS, Pairing, pair, read_systems
-from .yardsticks import run_yardstick
+from .yardsticks import answer_examples, run_yardstick
 
 # %% ../nbs/13_comparison.ipynb #271e3df4
 _JSON_METRICS, _TEXT_METRICS = ("json_match", "json_field_f1", "valid_json"), ("rougeL", "chrf", "bleu")
@@ -54,12 +54,13 @@ def measure_systems(
     metrics:list,       # Metric names
     n_resamples:int,    # Bootstrap samples
     seed:int,           # Fixes them
+    **options,          # For `score`, such as lowercase
 ) -> Measured:
     "Score every system once and resample the counts."
     blocks, readers, examples, signatures = [], {}, {}, {}
     place = pd.Index(pairing.ids)
     for system, frame in pairing.frames.items():
-        rows, found = place.get_indexer(frame["id"]), score(frame["prediction"], frame["references"], metrics)
+        rows, found = place.get_indexer(frame["id"]), score(frame["prediction"], frame["references"], metrics, **options)
         signatures |= found.signatures
         for metric in metrics:
             readers[system, metric] = lambda counts, found=found, metric=metric: found.value(metric, counts)
@@ -271,6 +272,7 @@ def compare(
     references:Optional[Sequence]=None,                     # References, only for predictions given as lists in Python
     baseline:Optional[str]=None,                            # The system that the others are held against; None: the first
     metrics:Optional[list[str]]=None,                       # Metrics; None: those that suit each task
+    lowercase:bool=False,                                   # Ignore case in BLEU, chrF and exact_match
     n_resamples:Annotated[int, Between(100, 100_000)]=1000, # Bootstrap samples behind intervals and tests
     confidence:Annotated[float, Between(0.5, 0.999)]=0.95,  # Of intervals and verdicts
     dataset:str="helpdesk",                                 # What yardsticks learn from and answer
@@ -280,11 +282,11 @@ def compare(
     seed:int=0,                                             # Fixes the bootstrap samples and the yardsticks' examples
 ) -> Comparison:
     "Hold systems against a baseline; `ParameterValueError` when they have no example in common."
-    def yardstick(name, asked):
+    def yardstick(name, examples):
         frame = read_dataset(dataset).frame
-        require_columns(frame, ["id", text_column, *targets], "the columns of a yardstick", f"'{dataset}'")
-        if asked is None: asked = set(frame["id"].astype(str)[_some_rows(frame, text_column, max_examples, seed)])
-        return run_yardstick(name, frame, frame["id"].astype(str).isin(asked), text_column, list(targets))
+        require_columns(frame, ["id", text_column], "the columns of a yardstick", f"'{dataset}'")
+        if examples is not None: return answer_examples(name, frame, examples, text_column)
+        return run_yardstick(name, frame, _some_rows(frame, text_column, max_examples, seed), text_column, list(targets))
     found = read_systems(systems, references, yardstick)
     first, notes = _choose_baseline(found, baseline), []
     tasks = [task for task in dict.fromkeys(task for frame in found.values() for task in frame["task"]) if all((frame["task"] == task).any() for frame in found.values())]
@@ -295,7 +297,7 @@ def compare(
     if alone: notes.append(f"Left out, since not every system did it: {', '.join(alone)}.")
     pairings = [pair(found, task) for task in tasks]
     chosen = [choose_metrics(metrics, pairing) for pairing in pairings]
-    measured = [measure_systems(pairing, names, n_resamples, seed) for pairing, names in zip(pairings, chosen)]
+    measured = [measure_systems(pairing, names, n_resamples, seed, lowercase=lowercase) for pairing, names in zip(pairings, chosen)]
     frame = tabulate(pairings, measured, first, confidence)
     asked = int((frame["kind"].eq("quality") & frame["p_value"].notna()).sum())
     if needed_resamples(asked, 1 - confidence) > n_resamples:

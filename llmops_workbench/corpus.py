@@ -342,7 +342,7 @@ def composition(
     frame = pd.DataFrame({"source": list(tokens), "what": [ABOUT[s] for s in tokens], "licence": [LICENCES.get(s, "Apache-2.0 (generated here; names from Faker, MIT)") for s in tokens],
                           "tokens_per_example": list(tokens.values())})
     for name, mix in zip(("share_first", "share_second"), MIX):
-        weight = frame["source"].map(lambda s: mix[s]*tokens[s])
+        weight = frame["source"].map(lambda s, mix=mix: mix[s]*tokens[s])
         frame[name] = weight/weight.sum()
     frame["share"] = phase*frame["share_first"] + (1 - phase)*frame["share_second"]
     return frame

@@ -9,7 +9,7 @@ are the business of `preparation`."""
 # %% auto #0
 __all__ = ['check_tasks', 'make_examples', 'drop_unanswered', 'read_examples']
 
-# %% ../nbs/05_examples.ipynb #96afd2f7
+# %% ../nbs/05_examples.ipynb #74793126
 import numpy as np
 import pandas as pd
 
@@ -17,7 +17,7 @@ from .datasets import SAMPLES, Dataset, make_dataset, read_dataset
 from .errors import MissingColumnError, ParameterValueError, explain
 from .templates import render, template_columns
 
-# %% ../nbs/05_examples.ipynb #fbdc87e8
+# %% ../nbs/05_examples.ipynb #b69a7afe
 def check_tasks(
     tasks:dict, # Task -> [prompt template, completion template]
 ):
@@ -50,16 +50,16 @@ def drop_unanswered(
     rejected = pd.DataFrame({"id": examples["id"][drop].astype("str"), "reason": reason[drop]}).reset_index(drop=True)
     return examples[~drop].astype({"prompt": "str", "completion": "str"}).reset_index(drop=True), rejected
 
-# %% ../nbs/05_examples.ipynb #ac0a0f1f
+# %% ../nbs/05_examples.ipynb #ad0ab255
 def read_examples(
     dataset,             # A prepared split, or raw rows; anything `read_dataset` takes
     tasks:dict=None,     # Task -> [prompt template, completion template]; None for a prepared split or the sample
 ) -> Dataset:            # id, task, prompt, completion, and what else a prepared split has; the rows left out in `rejected`
     "Examples from a prepared split or from rows; `MissingColumnError` for rows without prompts where no task says how to make them."
-    if isinstance(dataset, str) and dataset in SAMPLES and tasks is None:
+    read = read_dataset(dataset)
+    if tasks is None and read.name in SAMPLES and "prompt" not in read.frame:
         from llmops_workbench.helpdesk import helpdesk_tasks
         tasks = helpdesk_tasks()
-    read = read_dataset(dataset)
     if tasks is None:
         if not {"prompt", "completion"} <= set(read.frame.columns):
             raise MissingColumnError(explain(f"'{read.name}' has no columns prompt and completion", f"Its columns are: {', '.join(map(str, read.frame.columns[:30]))}",

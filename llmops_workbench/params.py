@@ -323,8 +323,12 @@ def _assigned(name, node, comment) -> Parameter:
 class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data): return True
 
-_Dumper.add_representer(str, lambda dumper, text: dumper.represent_scalar("tag:yaml.org,2002:str", text,
-                                                                          style="|" if "\n" in text else None))
+def _represent_text(dumper, text):
+    "Lines as lines; in quotes where YAML would take another character for the end of a line."
+    style = '"' if re.search("[\r\x85\u2028\u2029]", text) else "|" if "\n" in text else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+_Dumper.add_representer(str, _represent_text)
 
 def to_yaml(
     params:Mapping, # Name -> value

@@ -10,7 +10,7 @@ how much harm it does. Each finding names the rows it is about and, where there 
 __all__ = ['measure_texts', 'load_tokenizer', 'count_tokens', 'kind_of', 'describe_columns', 'describe_json', 'find_duplicates',
            'count_weeks', 'make_finding', 'rank_findings', 'Profile', 'length_bins', 'profile']
 
-# %% ../nbs/10_profiling.ipynb #c2be4b89
+# %% ../nbs/10_profiling.ipynb #0a900f1c
 import json
 from dataclasses import dataclass
 from typing import Annotated
@@ -28,7 +28,7 @@ from .params import Between
 from .readers import parse_json
 from .text import SIMILARITY, clusters, count_texts, exact_duplicates, mend_encoding, near_duplicates, repetition, text_buffer
 
-# %% ../nbs/10_profiling.ipynb #bbc05f5a
+# %% ../nbs/10_profiling.ipynb #725d3dd0
 def measure_texts(
     texts:pd.Series, # Text; missing counts as empty
 ) -> pd.DataFrame:   # characters, words, sentences, four shares, repetition, hidden (bool) and damaged (places)
@@ -45,7 +45,7 @@ def measure_texts(
                          "non_ascii_share": share("non_ascii"), "repetition": repetition(buffer).round(4),
                          "hidden": np.array(hidden, bool), "damaged": np.array(damaged, "int64")})
 
-# %% ../nbs/10_profiling.ipynb #176ae648
+# %% ../nbs/10_profiling.ipynb #a323c11e
 def load_tokenizer(
     model:str, # Name or folder of a model that lies on disk
 ):             # A `tokenizers.Tokenizer`
@@ -67,7 +67,7 @@ def count_tokens(
               for e in tokenizer.encode_batch_fast(distinct[at:at + 1000].tolist(), add_special_tokens=False)]
     return np.array(counts, "int64")[codes]
 
-# %% ../nbs/10_profiling.ipynb #ec08063b
+# %% ../nbs/10_profiling.ipynb #69ed0104
 def kind_of(
     values:pd.Series, # A column
 ) -> str:             # "json", or as `columns.column_kind` says
@@ -90,30 +90,30 @@ def describe_columns(
         rows.append((name, kind, int(frame[name].isna().sum()), int(len(counts)), top))
     return pd.DataFrame(rows, columns=["column", "kind", "missing", "distinct", "top"])
 
-# %% ../nbs/10_profiling.ipynb #1fe4f338
+# %% ../nbs/10_profiling.ipynb #a610eb1d
 def _parsed(text):
     try: return parse_json(text)
     except ValueError: return None
 
 def describe_json(
     values:pd.Series, # Texts meant to be JSON objects
-) -> tuple:           # key, types, share (of the valid objects), distinct, top; and which texts are valid (bool)
+) -> tuple:           # key, types, share (of the valid objects), distinct, top; which texts are valid (bool); value counts by key
     "The keys of a column of JSON objects, one level of nesting opened."
     objects = [_parsed(v) if isinstance(v, str) else None for v in values]
     valid = np.array([isinstance(o, dict) for o in objects], bool)
-    found = {}
+    found, counts = {}, {}
     for record in (o for o, fine in zip(objects, valid) if fine):
         inner = {f"{k}.{i}": v for k, value in record.items() if isinstance(value, dict) for i, v in value.items()}
         for key, value in {**record, **inner}.items(): found.setdefault(key, []).append(value)
     names = {"str": "text", "int": "number", "float": "number", "bool": "truth value", "NoneType": "null", "dict": "object", "list": "list"}
     rows = []
     for key, cells in found.items():
-        shown = pd.Series([json.dumps(c, ensure_ascii=False) if isinstance(c, (dict, list)) else str(c) for c in cells], dtype="str").value_counts()
+        shown = counts[key] = pd.Series([c if isinstance(c, str) else json.dumps(c, ensure_ascii=False) for c in cells], dtype="str").value_counts()
         rows.append((key, ", ".join(sorted({names[type(c).__name__] for c in cells})), len(cells) / max(int(valid.sum()), 1), len(shown),
                      ", ".join(f"{v[:30]} {c / len(cells):.0%}" for v, c in shown.head(3).items())))
-    return pd.DataFrame(rows, columns=["key", "types", "share", "distinct", "top"]), valid
+    return pd.DataFrame(rows, columns=["key", "types", "share", "distinct", "top"]), valid, counts
 
-# %% ../nbs/10_profiling.ipynb #6c95c056
+# %% ../nbs/10_profiling.ipynb #9939a711
 def find_duplicates(
     ids:list,         # Ids of the rows
     texts:pd.Series,  # Their texts
@@ -136,7 +136,7 @@ def find_duplicates(
                           "kind": pd.Series(np.where(exact, "exact", "near"), dtype="str"), "similarity": pairs["similarity"].round(4).to_numpy()})
     return frame, clusters(len(texts), left, right)
 
-# %% ../nbs/10_profiling.ipynb #3dad2f83
+# %% ../nbs/10_profiling.ipynb #6b7c7823
 def count_weeks(
     times:pd.Series, # datetime64
 ) -> pd.DataFrame:   # week (its Monday), rows
@@ -147,7 +147,7 @@ def count_weeks(
     every = pd.date_range(mondays.min(), mondays.max(), freq="7D")
     return pd.DataFrame({"week": every, "rows": counts.reindex(every, fill_value=0).to_numpy()})
 
-# %% ../nbs/10_profiling.ipynb #c9f63ec1
+# %% ../nbs/10_profiling.ipynb #4d7ecd1c
 _SEVERITIES = ("high", "medium", "low")
 
 def make_finding(
@@ -182,7 +182,7 @@ def _text_findings(frame, max_length_tokens, similarity):
         add("medium", f"Texts are longer than {max_length_tokens:,} tokens and will be cut", long, {"filter_length": {"maximum": max(limit, 1)}})
     return found
 
-# %% ../nbs/10_profiling.ipynb #5f041f61
+# %% ../nbs/10_profiling.ipynb #7e7b3f36
 def _column_findings(source, frame, texts, columns, valid, weeks):
     "What the other columns say; `valid` maps a JSON column to which of its cells are JSON."
     n, found, ids = len(source), [], frame["id"]
@@ -207,7 +207,7 @@ def rank_findings(
     order = frame["severity"].map({s: i for i, s in enumerate(_SEVERITIES)})
     return frame.assign(order=order).sort_values(["order", "count"], ascending=[True, False], kind="stable", ignore_index=True).drop(columns="order")
 
-# %% ../nbs/10_profiling.ipynb #bcb75803
+# %% ../nbs/10_profiling.ipynb #4a56f79a
 @dataclass(frozen=True, eq=False)
 class Profile(Result):
     "What was found in a dataset."
@@ -239,7 +239,7 @@ class Profile(Result):
 
 _ORDER = ("mend_characters", "show_hidden", "drop_empty", "drop_exact_duplicates", "drop_near_duplicates", "filter_length")
 
-# %% ../nbs/10_profiling.ipynb #10ba780b
+# %% ../nbs/10_profiling.ipynb #bd58b6e9
 def length_bins(
     lengths,          # Lengths, whole numbers
     n_bins:int=40,
@@ -275,7 +275,7 @@ def _figure_weeks(profile):
     return theme(go.Figure(go.Bar(x=weeks["week"].dt.strftime("%Y-%m-%d").tolist(), y=weeks["rows"].tolist()),
                            {"title": "Rows by week", "xaxis_title": "week beginning", "yaxis_title": "rows"}))
 
-# %% ../nbs/10_profiling.ipynb #f9553a14
+# %% ../nbs/10_profiling.ipynb #814f0fc4
 def _figure_categories(profile):
     import plotly.graph_objects as go
     from llmops_workbench.display import theme
@@ -299,7 +299,7 @@ def _figure_duplicates(profile):
 
 _FIGURES = {"length": _figure_length, "weeks": _figure_weeks, "categories": _figure_categories, "duplicates": _figure_duplicates}
 
-# %% ../nbs/10_profiling.ipynb #2bd67d58
+# %% ../nbs/10_profiling.ipynb #5f4586b8
 def _words(profile):
     s = profile.summary
     unit = "tokens" if "median_tokens" in s else "words"
@@ -323,7 +323,7 @@ def _summary(dataset, text_column, frame, findings, weeks, pairs, max_length_tok
             "n_duplicate_clusters": int(frame["cluster"][frame["cluster"] != ""].nunique()), "n_duplicate_pairs": len(pairs), "n_weeks": len(weeks),
             "n_findings": len(findings), **{f"n_{s}": int((findings["severity"] == s).sum()) for s in _SEVERITIES}}
 
-# %% ../nbs/10_profiling.ipynb #57eed4b6
+# %% ../nbs/10_profiling.ipynb #47924e4f
 def profile(
     dataset:str|Dataset|pd.DataFrame="helpdesk", # Path, sample, snapshot or frame
     text_column:str="text",            # The text to measure
@@ -347,8 +347,10 @@ def profile(
     sizes = np.bincount(cluster, minlength=len(frame))
     frame["cluster"] = pd.Series(np.where(sizes[cluster] > 1, ids.to_numpy()[cluster], ""), dtype="str")
     described = describe_columns(source[chosen])
-    keys, valid = {}, {}
-    for name in described["column"][described["kind"] == "json"]: keys[name], valid[name] = describe_json(source[name])
+    keys, valid, counts = {}, {}, {}
+    for name in described["column"][described["kind"] == "json"]:
+        keys[name], valid[name], inside = describe_json(source[name])
+        counts |= {f"{name}.{key}": values for key, values in inside.items()}
     times = described["column"][described["kind"] == "time"]
     weeks = count_weeks(source[times.iloc[0]] if len(times) else pd.Series([], dtype="datetime64[us]"))
     findings = rank_findings(_text_findings(frame, max_length_tokens, similarity) +
@@ -356,7 +358,7 @@ def profile(
     summary = _summary(dataset, text_column, frame, findings, weeks, pairs, max_length_tokens)
     open_keys = pd.concat([k.assign(column=name) for name, k in keys.items()], ignore_index=True)[["column", "key", "types", "share", "distinct", "top"]] \
         if keys else pd.DataFrame(columns=["column", "key", "types", "share", "distinct", "top"])
-    return Profile(summary, frame, findings, described, open_keys, pairs, weeks, _categories(source, described))
+    return Profile(summary, frame, findings, described, open_keys, pairs, weeks, _categories(source, described, counts))
 
 def _duplicate_kind(texts, cluster):
     "For each row that is not the first of its kind: exact if the same text came before, near if only its cluster did."
@@ -365,9 +367,10 @@ def _duplicate_kind(texts, cluster):
     blank = (texts.str.strip() == "").to_numpy()
     return pd.Series(np.where(blank, "", np.where(first != rows, "exact", np.where(cluster != rows, "near", ""))), dtype="str")
 
-def _categories(source, described):
-    "The commonest values of columns that have between two and forty."
-    few = described[(described["kind"] == "category") & described["distinct"].between(2, 40)]
-    counts = [source[name].value_counts().head(12).rename_axis("value").reset_index(name="rows").assign(column=name) for name in few["column"].head(4)]
-    frame = pd.concat(counts, ignore_index=True).astype({"value": "str"}) if counts else pd.DataFrame(columns=["value", "rows", "column"])
-    return frame[["column", "value", "rows"]]
+def _categories(source, described, inside, n_columns=4, n_values=8):
+    "The commonest values of the columns, and of keys in columns of JSON, that have between two and sixty."
+    few = described["column"][described["kind"] == "category"]
+    counts = {**{name: source[name].value_counts() for name in few}, **inside}
+    shown = sorted((name for name, c in counts.items() if 2 <= len(c) <= 60 and c.iloc[0] > 1), key=lambda name: len(counts[name]))[:n_columns]
+    rows = [(name, str(value), int(n)) for name in shown for value, n in counts[name].head(n_values).items()]
+    return pd.DataFrame(rows, columns=["column", "value", "rows"])

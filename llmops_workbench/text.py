@@ -12,7 +12,7 @@ __all__ = ['KINDS', 'SIMILARITY', 'TextBuffer', 'text_buffer', 'count_texts', 'u
            'exact_duplicates', 'word_hashes', 'shingles', 'repetition', 'signatures', 'near_duplicates', 'clusters',
            'mend_encoding']
 
-# %% ../nbs/04_text.ipynb #d130db98
+# %% ../nbs/04_text.ipynb #9ffa3c6a
 import os
 import re
 from dataclasses import dataclass
@@ -24,7 +24,7 @@ import pandas as pd
 from .datasets import utf8_column
 from .errors import ParameterValueError, explain
 
-# %% ../nbs/04_text.ipynb #805f1f37
+# %% ../nbs/04_text.ipynb #7197caf3
 @dataclass(frozen=True, eq=False)
 class TextBuffer:
     "Texts one after the other as UTF-8."
@@ -45,7 +45,7 @@ def text_buffer(
     "Lay a column of text out as bytes."
     return TextBuffer(*utf8_column(texts if isinstance(texts, pd.Series) else pd.Series(list(texts), dtype="str")))
 
-# %% ../nbs/04_text.ipynb #f47a3a7e
+# %% ../nbs/04_text.ipynb #a3839639
 KINDS = ("letter", "uppercase", "digit", "space", "symbol", "control", "non_ascii", "continuation")
 
 def _byte_kinds():
@@ -64,7 +64,7 @@ def _sum_by_text(values, offsets):
     if filled.any(): sums[filled] = np.add.reduceat(values, offsets[:-1][filled], dtype="int64")
     return sums
 
-# %% ../nbs/04_text.ipynb #1ca77c5d
+# %% ../nbs/04_text.ipynb #7fd319b2
 # What str.isspace() knows beyond ASCII.
 _WIDE_SPACES = [chr(c).encode() for c in (0x85, 0xa0, 0x1680, *range(0x2000, 0x200b), 0x2028, 0x2029, 0x202f, 0x205f, 0x3000)]
 
@@ -85,7 +85,7 @@ def _spaces(data):
             for i in range(len(pattern)): space[at + i] = True
     return space
 
-# %% ../nbs/04_text.ipynb #06d28fcb
+# %% ../nbs/04_text.ipynb #656c0114
 def count_texts(
     buffer:TextBuffer,
 ) -> pd.DataFrame: # A row a text: bytes, characters, words, sentences, letters, uppercase, digits, spaces, symbols, controls, non_ascii
@@ -109,7 +109,7 @@ def count_texts(
                          "sentences": _sum_by_text(stop & ends, offsets) + tail, **columns,
                          "letters": columns["letters"] + columns["uppercase"]})
 
-# %% ../nbs/04_text.ipynb #47d97534
+# %% ../nbs/04_text.ipynb #ae28a910
 def use_numba(
     n_bytes:int, # Size of the column
 ) -> bool:       # Whether compiled kernels will be quicker, start-up included
@@ -123,7 +123,7 @@ def _compiled(function):
     import numba
     return numba.njit(function, cache=True, nogil=True)
 
-# %% ../nbs/04_text.ipynb #9bce67a7
+# %% ../nbs/04_text.ipynb #c424d3ce
 _MIX1, _MIX2, _STEP = np.uint64(0xbf58476d1ce4e5b9), np.uint64(0x94d049bb133111eb), np.uint64(0x9e3779b97f4a7c15)
 _BASE = np.uint64(0xd6e8feb86659fd93)  # odd, so that no power of it is 0
 
@@ -140,7 +140,7 @@ _EXACT = mix(np.arange(256, dtype="uint64"))
 _FOLDED = _EXACT.copy()
 _FOLDED[65:91] = _FOLDED[97:123]
 
-# %% ../nbs/04_text.ipynb #91a67371
+# %% ../nbs/04_text.ipynb #ff7f1248
 def _hash_spans_compiled(data, starts, ends, table, base):
     out = np.empty(len(starts), np.uint64)
     for i in range(len(starts)):
@@ -168,7 +168,7 @@ def hash_spans(
             raw[filled] = np.add.reduceat(table[data[inside]] * powers[exponent], first[:-1])
     return mix(raw + lengths.astype("uint64"))
 
-# %% ../nbs/04_text.ipynb #947b830c
+# %% ../nbs/04_text.ipynb #bf54ace2
 def exact_duplicates(
     buffer:TextBuffer,
 ) -> np.ndarray: # For each text the row of the first that is the same, itself if there is none before
@@ -180,7 +180,7 @@ def exact_duplicates(
         if buffer.text(row) != buffer.text(same[row]): same[row] = row
     return same
 
-# %% ../nbs/04_text.ipynb #a7b15e21
+# %% ../nbs/04_text.ipynb #6dbb91af
 _WORD = (_KIND <= KINDS.index("digit")) | (_KIND >= KINDS.index("non_ascii"))
 
 def word_hashes(
@@ -206,7 +206,7 @@ def _unique_compiled(hashes, offsets):
         ends[i + 1] = n
     return out[:n], ends
 
-# %% ../nbs/04_text.ipynb #3f739d05
+# %% ../nbs/04_text.ipynb #9771204e
 def shingles(
     buffer:TextBuffer,
     n:int=3, # Words in a sequence; a text with fewer words is one sequence
@@ -237,7 +237,7 @@ def repetition(
     _, edges, totals = shingles(buffer, n)
     return 1 - np.diff(edges) / np.maximum(totals, 1) * (totals > 0) - (totals == 0)
 
-# %% ../nbs/04_text.ipynb #9f825175
+# %% ../nbs/04_text.ipynb #d3f96594
 SIMILARITY = 0.4  # Least share of word pairs in common; chosen on the sample, where it finds nine in ten and hardly anything else
 _BINS, _SHIFT = 256, np.uint64(56)  # the top 8 bits choose one of 256 bins
 _EMPTY = np.uint64(0xffffffffffffffff)
@@ -274,7 +274,7 @@ def signatures(
         left = left[found == _EMPTY]
     return lowest
 
-# %% ../nbs/04_text.ipynb #fd00e808
+# %% ../nbs/04_text.ipynb #edcbdd0a
 def _rows_per_band(similarity):
     "As many as find 98 % of the pairs at the threshold, and more of those above: more rows a band mean fewer candidates."
     return max(r for r in range(1, 9) if r == 1 or (1 - similarity**r)**(_BINS // r) <= 0.02)
@@ -306,7 +306,7 @@ def _jaccard(hashes, edges, left, right):
         shared[part] = sets[left[part]].multiply(sets[right[part]]).sum(axis=1)
     return shared / np.maximum(sizes[left] + sizes[right] - shared, 1)
 
-# %% ../nbs/04_text.ipynb #70220a0e
+# %% ../nbs/04_text.ipynb #9b23d617
 def near_duplicates(
     buffer:TextBuffer,
     similarity:float=SIMILARITY, # Least share of word sequences in common, above 0, up to 1
@@ -339,11 +339,11 @@ def clusters(
     labels = connected_components(links, directed=False)[1]
     return np.unique(labels, return_index=True)[1][labels]
 
-# %% ../nbs/04_text.ipynb #d920b6fc
+# %% ../nbs/04_text.ipynb #8bf8673f
 _CP1252 = {bytes([b]).decode("cp1252", "ignore") or chr(b): b for b in range(0x80, 0x100)}
 _REST = "[" + "".join(re.escape(c) for c, b in _CP1252.items() if b < 0xc0) + "\x80-\xbf]"
-# A long character that stands alone may be a coincidence, two in a row are not.
-_DAMAGE = re.compile(f"ï»¿|[ÂÃ]{_REST}(?:[Â-ß]{_REST})*|â[€‚„†‡ˆ‰Š”•–˜œžŸ\x80-\x9f]{_REST}|ð{_REST}{{3}}"
+# A capital with an accent in the middle of a word, or before a control character, is damage; elsewhere it takes two in a row.
+_DAMAGE = re.compile(f"ï»¿|[ÂÃ]{_REST}(?:[Â-ß]{_REST})*|â[€‚„†‡ˆ‰Š”•–˜œžŸ\x80-\x9f]{_REST}|ð{_REST}{{3}}|(?<=[a-z])[Ä-ÖØ-Þ]{_REST}|[Ä-ß][\x80-\x9f]"
                      f"|(?:[Â-ß]{_REST}){{2,}}|(?:[à-ï]{_REST}{{2}}){{2,}}")
 
 def mend_encoding(

@@ -10,11 +10,11 @@ checkpoint is complete or not there, and what comes out is a folder of safetenso
 __all__ = ['TRY_OUT_STEPS', 'end_ids', 'encode_example', 'encode_examples', 'collate', 'plain_head', 'answer_loss',
            'held_out_loss', 'LengthSampler', 'padded_share', 'Schedule', 'seal_folder', 'is_sealed',
            'newest_checkpoint', 'inner_network', 'choose_precision', 'precision_context', 'prefer_attention',
-           'TrainerParts', 'save_weights', 'make_trainer', 'adapter_config', 'make_schedule', 'rows_needed',
-           'measure_step', 'ReporterParts', 'make_reporter', 'save_model', 'model_card', 'sample_answers', 'train',
-           'make_evaluation', 'peak_memory', 'versions']
+           'TrainerParts', 'save_weights', 'make_trainer', 'adapter_config', 'said_how_long', 'make_schedule',
+           'rows_needed', 'measure_step', 'ReporterParts', 'make_reporter', 'save_model', 'model_card',
+           'sample_answers', 'train', 'make_evaluation', 'peak_memory', 'versions']
 
-# %% ../nbs/14_training.ipynb #04362879
+# %% ../nbs/14_training.ipynb #46c0f641
 import hashlib
 import json
 import math
@@ -25,6 +25,7 @@ import time
 import warnings
 from contextlib import nullcontext
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
@@ -35,7 +36,7 @@ from .errors import OutputInUseError, ParameterValueError, WorkspaceError, expla
 from .models import LocalModel, encode_messages, import_torch, import_transformers, load_local
 from .settings import load_settings, workspace_dir, write_atomically
 
-# %% ../nbs/14_training.ipynb #1c603b8e
+# %% ../nbs/14_training.ipynb #c94c723a
 def end_ids(
     tokenizer,      # A transformers tokenizer
     network=None,   # Its model, which may know further tokens that end an answer
@@ -62,7 +63,7 @@ def encode_example(
     stop = next((i + 1 for i in range(n_prompt, len(ids)) if ids[i] in ends), len(ids))
     return ids[:stop], n_prompt
 
-# %% ../nbs/14_training.ipynb #f3875272
+# %% ../nbs/14_training.ipynb #dbd57ad0
 def encode_examples(
     tokenizer,             # A transformers tokenizer
     examples:pd.DataFrame, # With columns prompt and completion
@@ -77,7 +78,7 @@ def encode_examples(
         rows.append((kept, min(n_prompt, len(kept)), len(ids), max(0, len(kept) - n_prompt), kept[-1] in ends))
     return pd.DataFrame(rows, columns=["ids", "n_prompt", "n_tokens", "n_answer", "ended"], index=examples.index)
 
-# %% ../nbs/14_training.ipynb #21bcc8de
+# %% ../nbs/14_training.ipynb #1eff4cd4
 def collate(
     rows,            # Pairs of token ids and the number that are the prompt's
     pad_id:int=0,
@@ -91,7 +92,7 @@ def collate(
         labels[r, n_prompt:len(row)] = torch.tensor(row[n_prompt:])
     return {"input_ids": ids, "attention_mask": mask, "labels": labels}
 
-# %% ../nbs/14_training.ipynb #920267a5
+# %% ../nbs/14_training.ipynb #0bbda48e
 _SCALED = ("logit_scale", "logits_scaling", "output_multiplier", "lm_head_multiplier", "final_logit_softcapping", "num_local_experts", "num_experts")
 
 def plain_head(
@@ -116,7 +117,7 @@ def answer_loss(
     total = torch.nn.functional.cross_entropy(logits.float(), labels[counted], reduction="sum")
     return total/(counted.sum() if n_items is None else n_items)
 
-# %% ../nbs/14_training.ipynb #1cdf153d
+# %% ../nbs/14_training.ipynb #4032ae3c
 def held_out_loss(
     network,              # A causal language model
     encoded:pd.DataFrame, # What `encode_examples` returns
@@ -144,7 +145,7 @@ def held_out_loss(
 
 def _to(batch, device): return {name: value.to(device) for name, value in batch.items()}
 
-# %% ../nbs/14_training.ipynb #b4212079
+# %% ../nbs/14_training.ipynb #d081a7f7
 class LengthSampler:
     "Row numbers in an order whose consecutive batches have rows of similar length."
     def __init__(self, lengths, batch_size, seed=0, window=50):
@@ -172,7 +173,7 @@ def padded_share(
     batches = [ordered[i:i + batch_size] for i in range(0, len(ordered), batch_size)]
     return 1 - ordered.sum()/sum(len(b)*b.max() for b in batches)
 
-# %% ../nbs/14_training.ipynb #0260bf2b
+# %% ../nbs/14_training.ipynb #80c22bcb
 class Schedule:
     "Factor of the learning rate by step; with a budget it follows the clock. Its attributes are its state, which the optimiser's scheduler saves."
     clock = staticmethod(time.perf_counter)
@@ -211,7 +212,7 @@ class Schedule:
         left = max(0.0, (1 - at)/(1 - self.warmup))
         return {"linear": left, "cosine": (1 - math.cos(math.pi*left))/2, "constant": 1.0}[self.kind]
 
-# %% ../nbs/14_training.ipynb #bffc9f30
+# %% ../nbs/14_training.ipynb #4741a6d8
 def _file_digest(path):
     with open(path, "rb") as file: return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -250,7 +251,7 @@ def newest_checkpoint(
     found = [path for path in Path(folder).glob("checkpoint-*") if path.name.partition("-")[2].isdecimal()]
     return next((path for path in sorted(found, key=lambda path: -int(path.name.partition("-")[2])) if is_sealed(path)), None)
 
-# %% ../nbs/14_training.ipynb #4c182277
+# %% ../nbs/14_training.ipynb #934611b5
 def inner_network(model):
     "The causal language model inside PEFT's wrapper, or the model itself."
     return model.get_base_model() if hasattr(model, "get_base_model") else model
@@ -276,7 +277,7 @@ def prefer_attention(network, precision, batch_size, longest):
     scores_bytes = 2*batch_size*config.num_attention_heads*longest**2*config.num_hidden_layers*2
     if precision == "bfloat16" and network.device.type == "cpu" and scores_bytes < 2**30: network.set_attn_implementation("eager")
 
-# %% ../nbs/14_training.ipynb #4802eaab
+# %% ../nbs/14_training.ipynb #5d4fc6e0
 class TrainerParts:
     "Mixed in before SFTTrainer by `make_trainer`, which also sets the attributes."
     schedule = sampler = precision = None
@@ -316,7 +317,7 @@ class TrainerParts:
         for path in final.parent.glob("checkpoint-*"):
             if path != final: shutil.rmtree(path, ignore_errors=True)
 
-# %% ../nbs/14_training.ipynb #a5b47bc0
+# %% ../nbs/14_training.ipynb #3a10f077
 def save_weights(model, folder):
     "Safetensors and configuration of a model or an adapter."
     more = {"save_embedding_layers": False} if hasattr(model, "peft_config") else {}
@@ -365,12 +366,14 @@ def adapter_config(options):
 
 TRY_OUT_STEPS = 30  # Where nothing says how long to train
 
+def said_how_long(options): return any((options.max_steps, options.num_train_epochs, options.max_minutes))
+
 def make_schedule(options, n_examples):
     "The limit in steps, from whichever of steps, epochs and minutes were given; with none of them, a try-out."
     per_epoch = math.ceil(n_examples/(options.per_device_train_batch_size*options.gradient_accumulation_steps))
     limits = [options.max_steps or None, math.ceil(options.num_train_epochs*per_epoch) if options.num_train_epochs else None]
     limits = [limit for limit in limits if limit]
-    if not limits and options.max_minutes is None: limits = [TRY_OUT_STEPS]
+    if not said_how_long(options): limits = [TRY_OUT_STEPS]
     return Schedule(options.lr_scheduler_type, options.warmup_ratio, min(limits, default=None),
                     None if options.max_minutes is None else options.max_minutes*60)
 
@@ -379,7 +382,7 @@ def rows_needed(examples, options, schedule):
     needed = (schedule.max_steps or math.inf)*options.per_device_train_batch_size*options.gradient_accumulation_steps
     return examples if needed >= len(examples) else examples.sample(int(needed), random_state=options.seed)
 
-# %% ../nbs/14_training.ipynb #898009ef
+# %% ../nbs/14_training.ipynb #0e7295c0
 def measure_step(
     loss,             # Function from a batch to its loss
     network,          # Whose gradients are thrown away
@@ -398,7 +401,7 @@ def measure_step(
     torch.set_rng_state(state)
     return best/len(batches)
 
-# %% ../nbs/14_training.ipynb #f1783dfd
+# %% ../nbs/14_training.ipynb #f3cf981b
 class ReporterParts:
     "Mixed in before TrainerCallback by `make_reporter`."
     def __init__(self, context, schedule, options, evaluate):
@@ -413,7 +416,7 @@ class ReporterParts:
         step, options, schedule = state.global_step, self.options, self.schedule
         if self.announced is None or abs(schedule.planned - self.announced) > 0.1*self.announced: self.announce()
         if self.context.stop_requested: self.ended_by = "request"
-        elif schedule.done: self.ended_by = "time" if step < (schedule.max_steps or math.inf) else "steps"
+        elif schedule.done: self.ended_by = "time" if step < (schedule.max_steps or math.inf) else "steps" if said_how_long(options) else "try-out"
         control.should_training_stop = bool(self.ended_by)
         control.should_save = self.ended_by == "request" or (step % options.save_steps == 0 and not self.ended_by)
         control.should_log = bool(self.ended_by) or step <= 10 or step % max(1, schedule.planned//400) == 0
@@ -444,7 +447,7 @@ def make_reporter(*arguments):
     from transformers import TrainerCallback
     return type("Reporter", (ReporterParts, TrainerCallback), {})(*arguments)
 
-# %% ../nbs/14_training.ipynb #92996195
+# %% ../nbs/14_training.ipynb #96c2c9a6
 def save_model(
     model,             # As trained, adapter included
     tokenizer,
@@ -487,7 +490,7 @@ def model_card(facts) -> str:
         f"Made by llmops_workbench from `{facts['base']}` by {'LoRA' if facts['method'] == 'lora' else 'full fine-tuning'}. What follows was recorded, "
         "not written; what the model may be used for is for you to add.", "", "| | |", "|---|---|", *rows, ""])
 
-# %% ../nbs/14_training.ipynb #41e0a1ac
+# %% ../nbs/14_training.ipynb #014121c6
 def sample_answers(
     network,                # A causal language model
     tokenizer,
@@ -504,7 +507,7 @@ def sample_answers(
     return [{"id": str(row.id), "task": row.task, "prompt": row.prompt, "reference": row.completion, "completion": f"(no answer: {error})" if error else text}
             for row, text, error in zip(turn.itertuples(), answers["completion"], answers["error"])]
 
-# %% ../nbs/14_training.ipynb #3bb63f58
+# %% ../nbs/14_training.ipynb #fb451143
 def train(
     context,               # The job's context
     model:str,             # Folder of the base model, or its name
@@ -513,6 +516,7 @@ def train(
     evaluation:str|None,   # Snapshot of the held-out ones
     name:str,              # Start of the model folder's name
     output_dir:str|None,
+    source:str,            # The data as it was asked for, for the record
     options:dict,          # The other parameters of `finetune`
 ) -> dict:                 # summary, model (folder), samples
     "The target of a fine-tuning job; `ParameterValueError` where no example has an answer within `max_length`, or the loss is no number."
@@ -551,7 +555,7 @@ def train(
     context.progress(schedule.step, schedule.step, "evaluating")
     losses, samples = evaluate(schedule.step), sample_answers(inner, tokenizer, held_out if held_out is not None else examples, options.sample_completions)
     context.event("samples", step=schedule.step, rows=samples)
-    summary = {"base": base, "dataset": dataset, "method": options.method, "steps": schedule.step, "epochs": round(schedule.step*total_batch/len(examples), 4),
+    summary = {"base": base, "dataset": source, "method": options.method, "steps": schedule.step, "epochs": round(schedule.step*total_batch/len(examples), 4),
                "ended_by": reporter.ended_by or "steps", "stopped_early": reporter.ended_by == "request" or (reporter.ended_by == "time" and bool(schedule.max_steps)),
                **{name: round(value, 6) for name, value in losses.items()}, "n_parameters": local.n_parameters, "n_trainable": trainable,
                "tokens": int(schedule.tokens), "precision": trainer.precision, "seed": options.seed}
@@ -559,12 +563,12 @@ def train(
                 "peak_memory_bytes": peak_memory(), "threads": torch.get_num_threads()}
     context.progress(schedule.step, schedule.step, "saving")
     folder, digest = save_model(trainer.model, tokenizer, Path(output_dir) if output_dir else None, name, base, base_folder,
-                                {**summary, **measured, "evaluation": evaluation, "options": vars(options), "versions": versions()})
+                                {**summary, **measured, "examples": dataset, "evaluation": evaluation, "options": vars(options), "versions": versions()})
     if reporter.ended_by != "request": shutil.rmtree(context.dir/"checkpoints", ignore_errors=True)
     context.event("saved", path=str(folder), weights_sha256=digest)
     return {"model": str(folder), "summary": {**summary, "weights_sha256": digest}, "measured": measured, "samples": samples}
 
-# %% ../nbs/14_training.ipynb #61ffc260
+# %% ../nbs/14_training.ipynb #e8180db8
 def make_evaluation(context, trainer, held_out, options):
     "A function of the step that evaluates, tells the context and returns the losses."
     if held_out is None or not len(held_out): return lambda step: {}

@@ -514,7 +514,7 @@ def test_a_workspace_that_cannot_be_written(small, tmp_path, monkeypatch):
         save_snapshot(small)
 
 
-def test_eight_processes_save_the_same_snapshot(workspace):
+def test_four_processes_save_the_same_snapshot(workspace):
     code = ("import pandas as pd; from llmops_workbench.datasets import *; "
             "print([save_snapshot(make_dataset(pd.DataFrame({'n': range(500)}), 'race')) for _ in range(5)][-1])")
     running = [subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.PIPE, text=True) for _ in range(4)]

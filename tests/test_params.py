@@ -7,7 +7,7 @@ from typing import Annotated, Literal, Optional
 import nbformat
 import numpy as np
 import pytest
-from hypothesis import given, settings, strategies as st
+from hypothesis import example, given, settings, strategies as st
 from pandas import DataFrame, Timestamp
 
 from llmops_workbench.errors import ParameterValueError, SourceFormatError, UnknownParameterError, UserError
@@ -185,6 +185,7 @@ values = st.fixed_dictionaries({}, optional={
 
 
 @settings(max_examples=60, deadline=None)
+@example({"prompt": "a\x85b\u2028\r\n", "models": ["\x7f", " "], "tasks": {"a\x85": "b: c\n "}})
 @given(values)
 def test_yaml_command_and_code_give_the_same_parameters(params):
     assert check_parameters(toy_stage, from_yaml(to_yaml(params))) == params

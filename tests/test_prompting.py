@@ -162,7 +162,7 @@ def test_drawn_examples_are_stable():
 
 
 def test_shots_repeat_with_their_seed():
-    pool = as_examples(read_dataset(tickets()), TASKS)
+    pool = as_examples(tickets(), TASKS).frame
     first = choose_shots(pool, 3, 0)
     assert first == choose_shots(pool.sample(frac=1, random_state=0), 3, 0) != choose_shots(pool, 3, 1)
     assert {task: len(rows) for task, rows in first.items()} == {"product": 3, "query": 3}
@@ -253,7 +253,7 @@ def test_nothing_is_asked_before_all_is_checked():
                            (ParameterValueError, {"split": "dev"}), (ParameterValueError, {"task": "other"}), (ParameterValueError, {"models": []}),
                            (ParameterValueError, {"models": [spy, spy]}), (SourceNotFoundError, {"dataset": "lost.csv"}),
                            (ParameterValueError, {"prompts": {"a": {"template": "{text}", "task": "other"}}}), (ParameterValueError, {"temperature": -1.0}),
-                           (MissingColumnError, {"tasks": {"p": ["{texd}", "{product}"]}}), (ParameterValueError, {"tasks": None})]:
+                           (MissingColumnError, {"tasks": {"p": ["{texd}", "{product}"]}}), (MissingColumnError, {"tasks": None})]:
         with pytest.raises(error) as caught:
             run_grid(**{"models": [spy], **common, **changed})
         assert "\n" not in str(caught.value), changed

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (ROOT / "nbs/workflows/explore.ipynb").exists(),
+                                                   reason="the workflow notebooks are not written yet")]
 
 
 def run(command, cwd, **environment):

@@ -26,7 +26,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from .. import params as kit
-from ..display import Result, escape, is_live, result_parts, static_face, table_html, theme, visible
+from ..display import Result, escape, is_live, live_figure, result_parts, static_face, table_html, theme, visible
 from ..errors import UserError
 from .fields import Beacon, CopyText, html_widget, make_form
 
@@ -278,15 +278,13 @@ def figure_widget(
     figure,       # A plotly figure
 ):                # A FigureWidget
     "A live chart. A new one costs the browser five megabytes, so the one on the screen takes the new figure over."
-    import plotly.graph_objects as go
     known = self.live.figures if self.live else {}
-    if name not in known:
-        known[name] = theme(go.FigureWidget(figure))
-        return known[name]
-    known[name].data = ()
-    known[name].layout = figure.layout
-    known[name].add_traces(figure.data)
-    return theme(known[name])
+    if name not in known: known[name] = live_figure(figure)
+    else:
+        known[name].data = ()
+        known[name].layout = theme(figure).layout
+        known[name].add_traces(figure.data)
+    return known[name]
 
 # %% ../../nbs/widgets/40_panel.ipynb #6e64423b
 @patch
