@@ -16,7 +16,7 @@ from llmops_workbench.models import decode_rows, encode_messages, import_torch, 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "tests"))
 from tiny_models import save_model  # noqa: E402
 
-REPEATS, PROMPTS, NEW_TOKENS, BATCH = 5, 48, 64, 16
+REPEATS, PROMPTS, NEW_TOKENS, BATCH = 5, 32, 48, 16
 
 
 def one_by_one(model, rows):

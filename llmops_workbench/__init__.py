@@ -52,10 +52,14 @@ Modules:
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.training`: What runs in the worker process: batches by length, a schedule that fits the time, checkpoints that are whole or absent
+- `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
+- `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
+- `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
+- `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
 - `llmops_workbench.widgets.rows`: A table to search, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 

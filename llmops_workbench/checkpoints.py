@@ -10,7 +10,7 @@ with a model is never run; neither has a switch. Loading itself is the business 
 __all__ = ['quiet_environment', 'check_safetensors', 'refuse', 'read_config', 'check_model_folder', 'starter_folder',
            'models_on_disk', 'find_model', 'weights_digest', 'record_base', 'find_base']
 
-# %% ../nbs/08_checkpoints.ipynb #783734ee
+# %% ../nbs/08_checkpoints.ipynb #a62835c3
 import hashlib
 import json
 import math
@@ -21,7 +21,7 @@ from pathlib import Path
 from .errors import ModelNotFoundError, SourceFormatError, explain, suggest
 from .settings import load_settings, write_atomically
 
-# %% ../nbs/08_checkpoints.ipynb #80f88b27
+# %% ../nbs/08_checkpoints.ipynb #3828975e
 def quiet_environment(
     offline:bool, # Whether hubs may not be asked
 ) -> dict:        # Variables, for this process or a child's `env`
@@ -30,14 +30,14 @@ def quiet_environment(
                  "HF_HUB_DISABLE_PROGRESS_BARS": "1", "TRANSFORMERS_VERBOSITY": "error", "TRANSFORMERS_NO_ADVISORY_WARNINGS": "1"}
     return variables | (dict.fromkeys(("HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE", "HF_DATASETS_OFFLINE"), "1") if offline else {})
 
-# %% ../nbs/08_checkpoints.ipynb #9bfd7032
+# %% ../nbs/08_checkpoints.ipynb #1ce9bf44
 def _import_hub(offline:bool):
     "The module huggingface_hub; the thread policy is left alone, because torch may already be loaded without it."
     os.environ.update({name: value for name, value in quiet_environment(offline).items() if name != "OMP_WAIT_POLICY"})
     import huggingface_hub
     return huggingface_hub
 
-# %% ../nbs/08_checkpoints.ipynb #bd315dc0
+# %% ../nbs/08_checkpoints.ipynb #c82d0817
 _BITS = {"BOOL": 8, "U8": 8, "I8": 8, "F8_E4M3": 8, "F8_E5M2": 8, "F8_E8M0": 8, "I16": 16, "U16": 16, "F16": 16, "BF16": 16, "I32": 32,
          "U32": 32, "F32": 32, "I64": 64, "U64": 64, "F64": 64, "C64": 64, "F4": 4, "F6_E2M3": 6, "F6_E3M2": 6}
 
@@ -65,7 +65,7 @@ def check_safetensors(
     if fault := _header_fault(Path(path)):
         raise SourceFormatError(explain(f"'{path}' is damaged: {fault}", "", "Copy or download it again"))
 
-# %% ../nbs/08_checkpoints.ipynb #fbe52459
+# %% ../nbs/08_checkpoints.ipynb #7cb8eb0d
 # The adapter kinds that change weights only, so that they can be merged into their base.
 _ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA")
 
@@ -112,7 +112,7 @@ def check_model_folder(
     if missing: refuse(folder, f"has no {min(missing)}, which its index names", "Every part lies in the folder itself")
     return "adapter" if adapter else "model"
 
-# %% ../nbs/08_checkpoints.ipynb #9215ee5c
+# %% ../nbs/08_checkpoints.ipynb #0a7a1b1b
 _HUB_FILES = ["*.safetensors", "*.json", "*.jinja", "*.txt", "*.model"]
 
 def starter_folder(
@@ -151,7 +151,7 @@ def find_model(
             f"On this machine: {', '.join(known) or 'none'}",
             suggest(name, known) or "Pass one of them, a folder, or set offline = no in settings.ini")) from None
 
-# %% ../nbs/08_checkpoints.ipynb #3a014699
+# %% ../nbs/08_checkpoints.ipynb #88b884a3
 def weights_digest(
     folder:Path, # A model or adapter folder
 ) -> str:        # SHA-256 in hex; of a single file, what `sha256sum` prints

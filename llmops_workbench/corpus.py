@@ -239,7 +239,7 @@ TASKS = {"message": ask_message, "record": ask_record, "string": ask_string, "pr
 
 # %% ../nbs/23_corpus.ipynb #708856e1
 MIX = [dict(documentation=12, tickets=14, letters=6, stories=4, sequences=10, string=24, message=12, record=20, prose=4, long=3),
-       dict(documentation=5, tickets=18, letters=4, stories=2, sequences=3, string=18, message=20, record=30, prose=5, long=5)]
+       dict(documentation=3, tickets=36, letters=4, stories=2, sequences=3, string=14, message=22, record=30, prose=4, long=4)]
 
 # %% ../nbs/23_corpus.ipynb #3b98bda5
 @functools.cache

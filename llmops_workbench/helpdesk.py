@@ -10,7 +10,7 @@ and drift. Companies, people and numbers are made up."""
 __all__ = ['QUERY_SCHEMA', 'helpdesk_tasks', 'drift_calendar', 'draw_times', 'week_of', 'draw', 'draw_ticket', 'plant',
            'spoil_query', 'generate_helpdesk']
 
-# %% ../nbs/02_helpdesk.ipynb #e11a974b
+# %% ../nbs/02_helpdesk.ipynb #a5cf4425
 import json
 from bisect import bisect
 from copy import copy
@@ -19,11 +19,11 @@ import numpy as np
 import pandas as pd
 
 from .errors import ParameterValueError, explain
-from .phrases import slots_of, unmark
+from .phrases import add_typos, unmark
 from .tickets import (ENTITY_TYPES, LANGUAGES, PII_TYPES, PRIORITIES, Draft, catalogue, compose, dress, intents, load_bank,
                                       make_people, phrases_for, pick, priority_of, say_within, third_person, write_query, write_summary)
 
-# %% ../nbs/02_helpdesk.ipynb #590df54b
+# %% ../nbs/02_helpdesk.ipynb #f8078767
 QUERY_SCHEMA = {
     "$schema": "https://json-schema.org/draft/2020-12/schema", "type": "object", "additionalProperties": False,
     "required": ["intent", "product", "priority", "entities"],
@@ -37,7 +37,7 @@ def helpdesk_tasks() -> dict: # Task -> [prompt template, completion template] o
     return {"query": ["Write the query for this ticket as JSON.\n\n{text}", "{query}"],
             "summary": ["Summarise this ticket in one sentence.\n\n{text}", "{summary}"]}
 
-# %% ../nbs/02_helpdesk.ipynb #c8ee9816
+# %% ../nbs/02_helpdesk.ipynb #c4752ce1
 _CALENDAR = (("new_product", 18, "The assistant Quillo is rolled out: a new product and the new intent ai_answer_wrong"),
              ("chat_shift", 20, "A chat button appears on the intranet: half of all tickets come by chat"),
              ("short_texts", 22, "Seven tickets in ten are shorter and carry emoji"),
@@ -49,7 +49,7 @@ def drift_calendar() -> pd.DataFrame: # change, from_week (1 to 26), description
 
 _FROM_WEEK = {change: week for change, week, _ in _CALENDAR}
 
-# %% ../nbs/02_helpdesk.ipynb #b73c47e5
+# %% ../nbs/02_helpdesk.ipynb #5aa95e84
 _START = np.datetime64("2026-01-05T00:00:00")
 _END = _START + np.timedelta64(26*7*86400 - 60, "s")
 _DAYS = np.array([24, 21, 19, 19, 14, 2, 1])
@@ -71,7 +71,7 @@ def week_of(
     "The week of the sample a time falls into."
     return (time - _START)//np.timedelta64(7*86400, "s") + 1
 
-# %% ../nbs/02_helpdesk.ipynb #deb9cd83
+# %% ../nbs/02_helpdesk.ipynb #b591454b
 # scope, deadline, workaround: what tickets say together, and how often. Most say one thing or nothing.
 _SAID = {(None, None, None): 30, ("one", None, None): 5, (None, "week", None): 8, (None, "relaxed", None): 9, (None, None, "exists"): 8,
          ("one", "relaxed", None): 2, (None, "relaxed", "exists"): 2, ("some", None, None): 9, (None, "today", None): 8, (None, None, "none"): 6,
@@ -88,7 +88,7 @@ def draw(
     limits = np.cumsum(list(shares.values()))
     return list(shares)[bisect(limits, rng.random()*limits[-1])]
 
-# %% ../nbs/02_helpdesk.ipynb #98328073
+# %% ../nbs/02_helpdesk.ipynb #e21a84fb
 def draw_ticket(
     rng,               # numpy Generator
     people:dict,       # What `make_people` returned
@@ -118,7 +118,7 @@ def _translatable(product):
     "The smaller banks decline no articles, so they only speak of products that need none."
     return catalogue()[product]["group"] not in ("desk", "room") and product not in ("Network Drive", "Wired Network", "Authenticator")
 
-# %% ../nbs/02_helpdesk.ipynb #4e5f30aa
+# %% ../nbs/02_helpdesk.ipynb #c3b1ea2e
 def plant(
     draft:Draft, # A composed ticket
     trouble:float, # Multiplier of the shares
@@ -136,7 +136,7 @@ def plant(
 
 def _insert(draft, phrases): draft.sentences.insert(int(1 + draft.rng.random()*len(draft.sentences)), draft.say_one(phrases))
 
-# %% ../nbs/02_helpdesk.ipynb #89ed13d3
+# %% ../nbs/02_helpdesk.ipynb #28be145c
 def spoil_query(
     query:str, # A right query
     rng,       # numpy Generator
@@ -152,28 +152,35 @@ def spoil_query(
     else: wrong["priority"] = PRIORITIES[level + 1 if level == 0 or (level < 3 and rng.random() < .5) else level - 1]
     return json.dumps(wrong, ensure_ascii=False, separators=(",", ":"))
 
-# %% ../nbs/02_helpdesk.ipynb #4d391bb7
+# %% ../nbs/02_helpdesk.ipynb #87dafeff
 def _clock(time): return str(time)[11:16].lstrip("0")
 
 def _row(draft, time, change, attack):
-    text, spans = unmark(dress(draft))
-    return {"draft": draft, "time": time, "channel": draft.channel, "text": text, "spans": spans, "query": write_query(draft),
+    marked = dress(draft)
+    text, spans = unmark(marked)
+    return {"draft": draft, "time": time, "channel": draft.channel, "marked": marked, "text": text, "spans": spans, "query": write_query(draft),
             "summary": write_summary(draft), "language": draft.language, "attack": attack, "drift": change, "original": None, "near": False}
 
 def _repeat(row, near, rng):
-    "The same ticket again, up to two days later; if `near`, typed anew with other slips, another signature, a sentence more or in another place."
+    "The same ticket again, up to two days later: as it was, or typed anew by somebody who thought it had not arrived."
     later = min(row["time"] + np.timedelta64(int(300 + rng.random()*2*86400), "s"), _END)
-    repeated, draft = {**row, "time": later, "original": row, "near": near}, copy(row["draft"])
-    if not near: return repeated
-    body, more = list(draft.sentences), phrases_for(draft)["context"]
-    if rng.random() < .4 and len(body) > 3: body[1], body[2] = body[2], body[1]
-    draft.words = {**draft.words, "now": _clock(later)}
-    if rng.random() < .4 and more: body.insert(2, say_within(draft, more, most=len(draft.facts)))
-    draft.sentences = [sentence for sentence in dict.fromkeys(body) if sentence]
-    while repeated["text"] == row["text"]: repeated["text"], repeated["spans"] = unmark(dress(draft, typos=int(rng.random()*4)))
-    return {**repeated, "query": write_query(draft), "summary": write_summary(draft)}
+    repeated = {**row, "time": later, "original": row, "near": near}
+    how = pick(rng, ("slips", "signature", "wording"))
+    while near and repeated["text"] == row["text"]:
+        marked = add_typos(row["marked"], int(1 + rng.random()*4), rng) if how == "slips" else dress(_reworded(row["draft"], later, how, rng), typos=0)
+        repeated["text"], repeated["spans"] = unmark(marked)
+    return repeated
 
-# %% ../nbs/02_helpdesk.ipynb #90fa82cf
+def _reworded(draft, time, how, rng):
+    "The draft with another clock time; if `how` is wording, with two sentences swapped or one more."
+    again, body, more = copy(draft), list(draft.sentences), phrases_for(draft)["context"]
+    again.words = {**draft.words, "now": _clock(time)}
+    if how == "wording" and len(body) > 3 and rng.random() < .5: body[1], body[2] = body[2], body[1]
+    elif how == "wording" and more: body.append(say_within(again, more, most=len(draft.facts)))
+    again.sentences = [sentence for sentence in dict.fromkeys(body) if sentence]
+    return again
+
+# %% ../nbs/02_helpdesk.ipynb #05bcbae4
 def _outage(rng, people, count):
     "The burst of week 24: everybody writes about Keyward on one morning."
     monday = _START + np.timedelta64(23*7*86400, "s")
@@ -196,11 +203,11 @@ def _write_rows(n_rows, seed, trouble, drift):
         attack = plant(compose(draft), trouble)
         rows.append(_row(draft, time, change, attack))
     rows += _outage(rng, people, n_burst)
-    for near, count in ((False, n_copies), (True, n_near)):
-        rows += [_repeat(rows[at], near, rng) for at in rng.choice(len(rows) - (n_copies if near else 0), count, replace=False)]
-    return rows, rng
+    sources = [row for row in rows if row["text"].count(" ") >= 20]
+    chosen = rng.permutation(len(sources))[:n_copies + n_near]
+    return rows + [_repeat(sources[at], place >= n_copies, rng) for place, at in enumerate(chosen)], rng
 
-# %% ../nbs/02_helpdesk.ipynb #8f5bd64b
+# %% ../nbs/02_helpdesk.ipynb #7e04bcf5
 _TICKET = ["id", "time", "week", "channel", "text", "query", "summary"]
 _TRUTH = ["id", "language", "duplicate_of", "near_duplicate_of", "pii", "attack", "label_noise", "clean_query", "drift"]
 

@@ -10,11 +10,11 @@ that casing and typing slips in between cannot shift the truth. `make_number` ma
 __all__ = ['parse_phrase', 'expand', 'slots_of', 'mark', 'unmark', 'on_free_text', 'capitalise', 'add_typos', 'fill_digits',
            'luhn_digit', 'make_iban', 'tax_digit', 'make_number']
 
-# %% ../nbs/01_phrases.ipynb #bd37808e
+# %% ../nbs/01_phrases.ipynb #c75a790c
 import re
 from functools import lru_cache
 
-# %% ../nbs/01_phrases.ipynb #9ae37f54
+# %% ../nbs/01_phrases.ipynb #d5b1190f
 _TOKENS = re.compile(r"\\.|\{[a-z_0-9]+\}|[\[\]|~]")
 
 def _read(tokens, inside):
@@ -31,7 +31,7 @@ def _read(tokens, inside):
     if inside: raise ValueError("A bracket of the phrase is not closed")
     return parts
 
-# %% ../nbs/01_phrases.ipynb #ea6ed36e
+# %% ../nbs/01_phrases.ipynb #84397401
 @lru_cache(maxsize=None)
 def parse_phrase(
     phrase:str, # Text with choices `[a|b|]`, slots `{name}`, `~` for a line break, `\[` for a bracket as such
@@ -43,7 +43,7 @@ def parse_phrase(
         at = match.end()
     return _read(iter([piece for piece in [*pieces, phrase[at:]] if piece]), False)
 
-# %% ../nbs/01_phrases.ipynb #9bb69833
+# %% ../nbs/01_phrases.ipynb #a0f504f3
 def expand(
     parts:list, # What `parse_phrase` returned
     pick,       # Function from a list to one of its items
@@ -57,14 +57,14 @@ def expand(
         else: written.append(expand(pick(part), pick, slot))
     return "".join(written)
 
-# %% ../nbs/01_phrases.ipynb #697fddae
+# %% ../nbs/01_phrases.ipynb #7ba35fbc
 def slots_of(
     phrase:str, # A phrase
 ) -> set:       # Names of all its slots, whichever choice is taken
     "What a phrase may ask for, known before it is written."
     return set(re.findall(r"\{([a-z_0-9]+)\}", phrase))
 
-# %% ../nbs/01_phrases.ipynb #6b71acd0
+# %% ../nbs/01_phrases.ipynb #ea8b3d84
 _MARK = re.compile("(\x01[a-z_.]+\x02[^\x03]*\x03)")
 
 def mark(
@@ -87,7 +87,7 @@ def unmark(
         length += len(piece)
     return "".join(plain), spans
 
-# %% ../nbs/01_phrases.ipynb #5cfb9cb8
+# %% ../nbs/01_phrases.ipynb #dd6c5f29
 def on_free_text(
     text:str, # Text with marks
     change,   # Function from text to text
@@ -95,14 +95,14 @@ def on_free_text(
     "Change the wording and leave the facts alone."
     return "".join(piece if piece.startswith("\x01") else change(piece) for piece in _MARK.split(text))
 
-# %% ../nbs/01_phrases.ipynb #37cc0635
+# %% ../nbs/01_phrases.ipynb #81e9e621
 def capitalise(
     text:str, # A sentence with marks
 ) -> str:     # The same with a capital at its start
     "Raise the first letter, unless a marked value stands there: an iPhone stays an iPhone."
     return text[:1].upper() + text[1:]
 
-# %% ../nbs/01_phrases.ipynb #1a79e67c
+# %% ../nbs/01_phrases.ipynb #3e23fd21
 _NEIGHBOURS = dict(zip("abcdefghijklmnopqrstuvwxyz", "svxswdfguhjknbiowearycezyx"))
 _WORDS = re.compile(r"[^\W\d_]{4,}")
 
@@ -127,7 +127,7 @@ def add_typos(
         pieces[at] = pieces[at][:word.start()] + slipped + pieces[at][word.end():]
     return "".join(pieces)
 
-# %% ../nbs/01_phrases.ipynb #f8e90a8d
+# %% ../nbs/01_phrases.ipynb #37f2381f
 def fill_digits(
     pattern:str, # Text in which each # stands for a digit
     rng,         # numpy Generator
@@ -150,7 +150,7 @@ def make_iban(
     rest = int("".join(str(int(sign, 36)) for sign in f"{account}{country}00"))
     return f"{country}{98 - rest % 97:02d}{account}"
 
-# %% ../nbs/01_phrases.ipynb #44a26295
+# %% ../nbs/01_phrases.ipynb #f28233bb
 def tax_digit(
     number:str, # Digits without the check digit
 ) -> str:       # The check digit of ISO 7064, MOD 11,10
@@ -159,7 +159,7 @@ def tax_digit(
     for digit in number: product = ((int(digit) + product) % 10 or 10)*2 % 11
     return str((11 - product) % 10)
 
-# %% ../nbs/01_phrases.ipynb #6b988336
+# %% ../nbs/01_phrases.ipynb #cbdf1830
 _CARDS = ("411111111111###", "424242424242###", "400000000000###", "555555555555###")
 _ACCOUNTS = {"en": ("GB", "TEST##############"), "de": ("DE", "00000000##########"), "fr": ("FR", "00000##################"),
              "es": ("ES", "0000################"), "it": ("IT", "X0000000000############")}

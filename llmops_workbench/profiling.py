@@ -10,7 +10,7 @@ how much harm it does. Each finding names the rows it is about and, where there 
 __all__ = ['measure_texts', 'load_tokenizer', 'count_tokens', 'kind_of', 'describe_columns', 'describe_json', 'find_duplicates',
            'count_weeks', 'make_finding', 'rank_findings', 'Profile', 'length_bins', 'profile']
 
-# %% ../nbs/10_profiling.ipynb #0a900f1c
+# %% ../nbs/10_profiling.ipynb #49a70ced
 import json
 from dataclasses import dataclass
 from typing import Annotated
@@ -28,7 +28,7 @@ from .params import Between
 from .readers import parse_json
 from .text import SIMILARITY, clusters, count_texts, exact_duplicates, mend_encoding, near_duplicates, repetition, text_buffer
 
-# %% ../nbs/10_profiling.ipynb #725d3dd0
+# %% ../nbs/10_profiling.ipynb #db4ba68f
 def measure_texts(
     texts:pd.Series, # Text; missing counts as empty
 ) -> pd.DataFrame:   # characters, words, sentences, four shares, repetition, hidden (bool) and damaged (places)
@@ -45,7 +45,7 @@ def measure_texts(
                          "non_ascii_share": share("non_ascii"), "repetition": repetition(buffer).round(4),
                          "hidden": np.array(hidden, bool), "damaged": np.array(damaged, "int64")})
 
-# %% ../nbs/10_profiling.ipynb #a323c11e
+# %% ../nbs/10_profiling.ipynb #258dd058
 def load_tokenizer(
     model:str, # Name or folder of a model that lies on disk
 ):             # A `tokenizers.Tokenizer`
@@ -67,7 +67,7 @@ def count_tokens(
               for e in tokenizer.encode_batch_fast(distinct[at:at + 1000].tolist(), add_special_tokens=False)]
     return np.array(counts, "int64")[codes]
 
-# %% ../nbs/10_profiling.ipynb #69ed0104
+# %% ../nbs/10_profiling.ipynb #dcf9ef57
 def kind_of(
     values:pd.Series, # A column
 ) -> str:             # "json", or as `columns.column_kind` says
@@ -90,7 +90,7 @@ def describe_columns(
         rows.append((name, kind, int(frame[name].isna().sum()), int(len(counts)), top))
     return pd.DataFrame(rows, columns=["column", "kind", "missing", "distinct", "top"])
 
-# %% ../nbs/10_profiling.ipynb #a610eb1d
+# %% ../nbs/10_profiling.ipynb #51fc5b80
 def _parsed(text):
     try: return parse_json(text)
     except ValueError: return None
@@ -113,7 +113,7 @@ def describe_json(
                      ", ".join(f"{v[:30]} {c / len(cells):.0%}" for v, c in shown.head(3).items())))
     return pd.DataFrame(rows, columns=["key", "types", "share", "distinct", "top"]), valid, counts
 
-# %% ../nbs/10_profiling.ipynb #9939a711
+# %% ../nbs/10_profiling.ipynb #cb611fb7
 def find_duplicates(
     ids:list,         # Ids of the rows
     texts:pd.Series,  # Their texts
@@ -136,18 +136,18 @@ def find_duplicates(
                           "kind": pd.Series(np.where(exact, "exact", "near"), dtype="str"), "similarity": pairs["similarity"].round(4).to_numpy()})
     return frame, clusters(len(texts), left, right)
 
-# %% ../nbs/10_profiling.ipynb #6b7c7823
+# %% ../nbs/10_profiling.ipynb #f0f92f6e
 def count_weeks(
     times:pd.Series, # datetime64
 ) -> pd.DataFrame:   # week (its Monday), rows
     "Rows by week, empty weeks included."
-    mondays = (times.dropna() - pd.to_timedelta(times.dropna().dt.dayofweek, unit="D")).dt.normalize()
+    mondays = (times.dropna() - pd.to_timedelta(times.dropna().dt.day_of_week, unit="D")).dt.normalize()
     if mondays.empty: return pd.DataFrame({"week": pd.to_datetime([]), "rows": np.zeros(0, "int64")})
     counts = mondays.value_counts()
     every = pd.date_range(mondays.min(), mondays.max(), freq="7D")
     return pd.DataFrame({"week": every, "rows": counts.reindex(every, fill_value=0).to_numpy()})
 
-# %% ../nbs/10_profiling.ipynb #4d7ecd1c
+# %% ../nbs/10_profiling.ipynb #fcb2fe5c
 _SEVERITIES = ("high", "medium", "low")
 
 def make_finding(
@@ -182,7 +182,7 @@ def _text_findings(frame, max_length_tokens, similarity):
         add("medium", f"Texts are longer than {max_length_tokens:,} tokens and will be cut", long, {"filter_length": {"maximum": max(limit, 1)}})
     return found
 
-# %% ../nbs/10_profiling.ipynb #7e7b3f36
+# %% ../nbs/10_profiling.ipynb #e40ea554
 def _column_findings(source, frame, texts, columns, valid, weeks):
     "What the other columns say; `valid` maps a JSON column to which of its cells are JSON."
     n, found, ids = len(source), [], frame["id"]
@@ -207,7 +207,7 @@ def rank_findings(
     order = frame["severity"].map({s: i for i, s in enumerate(_SEVERITIES)})
     return frame.assign(order=order).sort_values(["order", "count"], ascending=[True, False], kind="stable", ignore_index=True).drop(columns="order")
 
-# %% ../nbs/10_profiling.ipynb #4a56f79a
+# %% ../nbs/10_profiling.ipynb #843bb3d0
 @dataclass(frozen=True, eq=False)
 class Profile(Result):
     "What was found in a dataset."
@@ -239,7 +239,7 @@ class Profile(Result):
 
 _ORDER = ("mend_characters", "show_hidden", "drop_empty", "drop_exact_duplicates", "drop_near_duplicates", "filter_length")
 
-# %% ../nbs/10_profiling.ipynb #bd58b6e9
+# %% ../nbs/10_profiling.ipynb #56c9d503
 def length_bins(
     lengths,          # Lengths, whole numbers
     n_bins:int=40,
@@ -275,7 +275,7 @@ def _figure_weeks(profile):
     return theme(go.Figure(go.Bar(x=weeks["week"].dt.strftime("%Y-%m-%d").tolist(), y=weeks["rows"].tolist()),
                            {"title": "Rows by week", "xaxis_title": "week beginning", "yaxis_title": "rows"}))
 
-# %% ../nbs/10_profiling.ipynb #814f0fc4
+# %% ../nbs/10_profiling.ipynb #d606b944
 def _figure_categories(profile):
     import plotly.graph_objects as go
     from llmops_workbench.display import theme
@@ -299,7 +299,7 @@ def _figure_duplicates(profile):
 
 _FIGURES = {"length": _figure_length, "weeks": _figure_weeks, "categories": _figure_categories, "duplicates": _figure_duplicates}
 
-# %% ../nbs/10_profiling.ipynb #5f4586b8
+# %% ../nbs/10_profiling.ipynb #76ebd2c7
 def _words(profile):
     s = profile.summary
     unit = "tokens" if "median_tokens" in s else "words"
@@ -323,7 +323,7 @@ def _summary(dataset, text_column, frame, findings, weeks, pairs, max_length_tok
             "n_duplicate_clusters": int(frame["cluster"][frame["cluster"] != ""].nunique()), "n_duplicate_pairs": len(pairs), "n_weeks": len(weeks),
             "n_findings": len(findings), **{f"n_{s}": int((findings["severity"] == s).sum()) for s in _SEVERITIES}}
 
-# %% ../nbs/10_profiling.ipynb #47924e4f
+# %% ../nbs/10_profiling.ipynb #247513be
 def profile(
     dataset:str|Dataset|pd.DataFrame="helpdesk", # Path, sample, snapshot or frame
     text_column:str="text",            # The text to measure

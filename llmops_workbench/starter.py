@@ -246,9 +246,11 @@ def pretrain(
     folder, seen, step, elapsed, history = Path(folder), 0, 0, 0.0, []
     checkpoint = folder/"checkpoint.pt"
     if checkpoint.exists(): seen, step, elapsed, history = _read_checkpoint(torch, checkpoint, master, work, optimizers)
-    progress, losses, start = 0.0, [], time.perf_counter() - elapsed
-    last_probe = last_save = elapsed
+    progress, losses = 0.0, []
     stream = batches(tokenizer, tickets, f"{seed}-{rank}-{step}", lambda: MIX[0] if progress < phase else MIX[1], tokens_per_batch)
+    # The first batch draws names and reads documentation; that is not training time.
+    batch, start = next(stream), time.perf_counter() - elapsed
+    last_probe = last_save = elapsed
     while True:
         elapsed, total = time.perf_counter() - start, seen
         if shared:
@@ -258,6 +260,7 @@ def pretrain(
             elapsed, total = clock[0, 0].item(), int(clock[:, 1].sum().item())
             barrier.wait()
         progress = max(total/n_tokens, elapsed/max_s)
+        if progress >= 1 and history and not losses: return history
         if rank == 0 and (progress >= 1 or elapsed - last_probe > probe_every_s):
             last_probe = elapsed
             model.eval()
@@ -270,7 +273,7 @@ def pretrain(
             _write_checkpoint(torch, checkpoint, master, optimizers, seen=seen, step=step, elapsed=elapsed, history=history)
             save_model(model, tokenizer, folder/"model")
         if progress >= 1: return history
-        ids, mask = collate(torch, next(stream))
+        ids, mask = collate(torch, batch)
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         learnt = mask[:, 1:]
         targets = ids[:, 1:][learnt]
@@ -285,7 +288,7 @@ def pretrain(
                 optimizer.param_groups[0]["lr"] = rate*learning_factor(step, progress)
                 optimizer.step()
             torch._foreach_copy_(work, master)
-        seen, step = seen + ids.numel(), step + 1
+        seen, step, batch = seen + ids.numel(), step + 1, next(stream)
 
 # %% ../nbs/24_starter.ipynb #8f4762f1
 def _train_worker(rank, folder, shape, options, shared):

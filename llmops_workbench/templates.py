@@ -9,7 +9,7 @@ inserted, and nothing is evaluated. `find_role_markers` points out values that t
 # %% auto #0
 __all__ = ['template_parts', 'template_columns', 'as_text', 'fill', 'render', 'find_role_markers']
 
-# %% ../nbs/04_templates.ipynb #edb163b1
+# %% ../nbs/04_templates.ipynb #84bc02f8
 import json
 import math
 import re
@@ -20,7 +20,7 @@ import pandas as pd
 from .datasets import require_columns
 from .errors import MissingColumnError, ParameterValueError, explain, suggest
 
-# %% ../nbs/04_templates.ipynb #1c64128b
+# %% ../nbs/04_templates.ipynb #dba702ec
 def template_parts(
     template:str, # Text with {column} fields; {{ and }} stand for braces
 ) -> list:        # (literal text, column or None) in order
@@ -42,7 +42,7 @@ def template_columns(
     "The columns a template asks for, in order."
     return list(dict.fromkeys(column for _, column in template_parts(template) if column))
 
-# %% ../nbs/04_templates.ipynb #84539290
+# %% ../nbs/04_templates.ipynb #7e31d9e0
 def as_text(
     value, # A cell
 ) -> str | None: # None where nothing is there
@@ -71,7 +71,7 @@ def fill(
         texts.append(text)
     return "".join(texts)
 
-# %% ../nbs/04_templates.ipynb #f6ea8a03
+# %% ../nbs/04_templates.ipynb #1b49e97f
 def render(
     template:str,       # Text with {column} fields
     frame:pd.DataFrame, # With those columns
@@ -85,7 +85,7 @@ def render(
         texts = [None if t is None or (c := as_text(cell)) is None else t + literal + c for t, cell in zip(texts, cells)]
     return texts
 
-# %% ../nbs/04_templates.ipynb #5166868b
+# %% ../nbs/04_templates.ipynb #a265c699
 _MARKERS = re.compile(r"<\|[\w ./:-]{1,40}\|>|\[/?INST\]|<</?SYS>>|</?s>|<(?:start|end)_of_turn>|<(?:bos|eos)>|<\u200c?\uff5c[^<>]{1,40}\uff5c>"
                       r"|^#{2,3} ?(?:Instruction|Response|System|User|Assistant|Human)\b:?|^(?:Human|Assistant|System): ",
                       re.IGNORECASE | re.MULTILINE)

@@ -11,7 +11,7 @@ __all__ = ['PRIORITIES', 'LANGUAGES', 'ENTITY_TYPES', 'PII_TYPES', 'CHANNELS', '
            'priority_of', 'Person', 'pick', 'make_people', 'Draft', 'phrases_for', 'third_person', 'say_within',
            'compose', 'dress', 'write_query', 'write_summary']
 
-# %% ../nbs/01_tickets.ipynb #e118311f
+# %% ../nbs/01_tickets.ipynb #8b9fdd02
 import json
 import re
 import unicodedata
@@ -27,7 +27,7 @@ from fastcore.basics import patch
 from .phrases import (add_typos, capitalise, expand, fill_digits, make_number, mark, on_free_text, parse_phrase, slots_of,
                                       tax_digit, unmark)
 
-# %% ../nbs/01_tickets.ipynb #ef057ca9
+# %% ../nbs/01_tickets.ipynb #4c99f469
 _LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 
 @lru_cache
@@ -41,7 +41,7 @@ def load_bank(
     text = (files("llmops_workbench")/"assets"/"helpdesk"/f"{name}.yaml").read_text(encoding="utf-8")
     return lines(yaml.load(text, Loader=_LOADER))
 
-# %% ../nbs/01_tickets.ipynb #dcc0b1e7
+# %% ../nbs/01_tickets.ipynb #56058633
 def catalogue() -> dict: # Product -> group, kind (app, device or shared) and how people write it
     "What the company uses."
     return load_bank("catalogue")["products"]
@@ -57,7 +57,7 @@ def intents() -> dict: # Intent -> kind, family, products, summary and its phras
             found[name] = {**intent, "products": sum(members, [])}
     return found
 
-# %% ../nbs/01_tickets.ipynb #2132b39b
+# %% ../nbs/01_tickets.ipynb #1463b859
 PRIORITIES = ("low", "normal", "high", "urgent")
 _POINTS = {None: 0, "one": 0, "some": 1, "all": 2, "week": 0, "today": 1, "relaxed": -1, "exists": -1, "none": 1}
 
@@ -70,7 +70,7 @@ def priority_of(
     points = _POINTS[scope] + _POINTS[deadline] + _POINTS[workaround]
     return PRIORITIES[min(max(points, -1), 2) + 1]
 
-# %% ../nbs/01_tickets.ipynb #23e0d534
+# %% ../nbs/01_tickets.ipynb #f6d3b11f
 @dataclass(frozen=True)
 class Person:
     "Somebody in the made-up company."
@@ -83,7 +83,7 @@ class Person:
     office: str
     job: str
 
-# %% ../nbs/01_tickets.ipynb #ad4ced2e
+# %% ../nbs/01_tickets.ipynb #818c5695
 LANGUAGES = ("en", "de", "fr", "es", "it")
 # locale, Faker's method for a social security or tax number (it has none for Germany), telephone numbers
 _COUNTRIES = {"en": (("en_US", "ssn", ("+1 202 555 01##", "202-555-01##")), ("en_GB", "ssn", ("+44 20 7946 0###", "020 7946 0###"))),
@@ -126,7 +126,7 @@ def make_people(
                                            getattr(fake, number)() if number else _german_tax_number(rng), *(pick(rng, words[key]) for key in ("team", "office", "job"))))
     return people
 
-# %% ../nbs/01_tickets.ipynb #981bc8bb
+# %% ../nbs/01_tickets.ipynb #e0a9cd31
 ENTITY_TYPES = ("asset", "due", "error_code", "room", "ticket", "user_count", "version")
 PII_TYPES = ("name", "email", "phone", "card", "iban", "national_id", "ip_address")
 
@@ -158,7 +158,7 @@ class Draft:
     def say_one(self, phrases): return self.say(self.pick(phrases))
     def bank(self, name): return load_bank("words" if self.language == "en" else self.language)[name]
 
-# %% ../nbs/01_tickets.ipynb #2ae7fb44
+# %% ../nbs/01_tickets.ipynb #604c3379
 @patch
 def slot(self:Draft, name):
     "The text of a slot, with a mark where the truth needs its place."
@@ -170,7 +170,7 @@ def slot(self:Draft, name):
     if name not in self.words: self.words[name] = self.new_word(name)
     return self.words[name]
 
-# %% ../nbs/01_tickets.ipynb #2dd7a4a9
+# %% ../nbs/01_tickets.ipynb #8f2853c3
 @patch
 def mention(self:Draft, form):
     "The product as people write it: by its usual name mostly, by another at times, with `my` or `the` where it needs one."
@@ -180,7 +180,7 @@ def mention(self:Draft, form):
     article = {"app": "", "device": "the " if self.note else "my ", "shared": "the "}[entry["kind"]]
     return (article if form == "product" else "") + mark("product", name)
 
-# %% ../nbs/01_tickets.ipynb #928cae4e
+# %% ../nbs/01_tickets.ipynb #04c159a1
 _FORMS = {"room": ("Room #.##", "Room B#.##", "Room #0#"), "ticket": ("INC-#####",), "version": ("#.#", "1#.#", "#.#.#", "2#.1#")}
 
 @patch
@@ -193,7 +193,7 @@ def new_fact(self:Draft, name):
     if name == "user_count": return str(int(12 + self.rng.random()*120) if self.said.get("scope") == "all" else int(2 + self.rng.random()*8))
     return self.pick(load_bank("words")[name] if self.language == "en" else self.bank("words")[name])
 
-# %% ../nbs/01_tickets.ipynb #4afd3106
+# %% ../nbs/01_tickets.ipynb #e49def0a
 _NUMBERS = {"n": (2, 18), "minutes": (3, 27), "percent": (5, 93), "form": (10, 80)}
 
 @patch
@@ -204,6 +204,7 @@ def new_word(self:Draft, name):
     if name in ("clock", "now"): return f"{int(7 + rng.random()*11)}:{self.pick(('00', '05', '10', '15', '20', '30', '40', '45', '50'))}"
     if name == "stamp": return f"{int(7 + rng.random()*11):02d}:{int(rng.random()*60):02d}:{int(rng.random()*60):02d}"
     if name == "host": return f"{self.pick(words['host'])}-{int(1 + rng.random()*9):02d}"
+    if name == "part": return self.pick(words[f"part_{self.slot('group')}"])
     if name == "group": return catalogue()[self.product]["group"]
     if name == "customer": return f"{self.colleague().name.split()[-1]} {self.pick(words['customer_suffix'])}"
     if name == "other":
@@ -212,7 +213,7 @@ def new_word(self:Draft, name):
     if self.language != "en" and name in self.bank("words"): return self.pick(self.bank("words")[name])
     return self.pick(words[name]) if name in words else self.new_personal(name)
 
-# %% ../nbs/01_tickets.ipynb #4b0e8c5a
+# %% ../nbs/01_tickets.ipynb #576e6e71
 @patch
 def colleague(self:Draft):
     "Somebody else, and somebody new: no ticket speaks of two people under one name."
@@ -239,7 +240,7 @@ def new_personal(self:Draft, name):
     kind = {"ip": "ip_address", "card": "card", "iban": "iban"}[name]
     return mark(kind, make_number(kind, self.rng, self.language))
 
-# %% ../nbs/01_tickets.ipynb #35d9efa2
+# %% ../nbs/01_tickets.ipynb #fe63144d
 _FIRST_PERSON = re.compile(r"\b(I|I'm|I'd|me|my|we|our|us|mine|myself)\b|['’](ll|ve|m)\b", re.IGNORECASE)
 
 def phrases_for(
@@ -264,7 +265,7 @@ def _foreign_phrases(draft, bank, intent):
             "attempts": bank["attempts"] if fault else [], "consequence": [], "closing": bank["closing"], "distraction": [],
             "cues": bank["cues"][group]}
 
-# %% ../nbs/01_tickets.ipynb #6f63ed58
+# %% ../nbs/01_tickets.ipynb #38627339
 def third_person(
     draft:Draft,  # A ticket
     phrases:list, # Phrases of its language
@@ -323,7 +324,7 @@ def _fields(draft):
     known, lines = set().union(*map(slots_of, intents()[draft.intent]["detail"])), load_bank("forms")["portal"]["field"]
     return [line for name in lines if name in known for line in lines[name]]
 
-# %% ../nbs/01_tickets.ipynb #0bf1043d
+# %% ../nbs/01_tickets.ipynb #93fd314e
 def _flow(sentences): return " ".join(map(capitalise, sentences))
 
 def _form(draft, channel): return load_bank("forms" if draft.language == "en" else draft.language)[channel]
@@ -342,7 +343,7 @@ def _email(draft):
     if plain and "thread_head" in form and draft.chance(.15): bottom.append("\n".join(draft.say_one(form[part]) for part in ("thread_head", "thread_body")))
     return "\n\n".join([*top, *paragraphs, *[draft.log]*bool(draft.log), *bottom])
 
-# %% ../nbs/01_tickets.ipynb #824d0004
+# %% ../nbs/01_tickets.ipynb #7ba5c696
 def _chat(draft):
     form, lower = _form(draft, "chat"), draft.chance(.6)
     lines = [draft.say_one(form["greeting"])] if draft.chance(.6) else []
@@ -363,7 +364,7 @@ def _abbreviate(draft, text):
         if long.lower() in text and draft.chance(.3): text = re.sub(rf"\b{re.escape(long.lower())}\b", short, text)
     return text
 
-# %% ../nbs/01_tickets.ipynb #c6a5f91f
+# %% ../nbs/01_tickets.ipynb #27b80f90
 def _portal(draft):
     form = _form(draft, "portal")
     kept = dict(draft.words)
@@ -382,7 +383,7 @@ def _phone(draft):
     if draft.sentences[cut:]: lines += [f"Agent: {say(form['agent_next'])}", f"{me}: {_flow(draft.sentences[cut:])}"]
     return "\n".join(lines + ([f"Agent: {say(form['agent_last'])}"] if draft.chance(.4) else []))
 
-# %% ../nbs/01_tickets.ipynb #748bfec8
+# %% ../nbs/01_tickets.ipynb #21d42b3d
 CHANNELS = {"email": _email, "chat": _chat, "portal": _portal, "phone": _phone}
 EMOJI = ("🙏", "😩", "😅", "🤔", "😭", "🔥", "👍", "🙈", "😱", "❓")
 
@@ -396,10 +397,10 @@ def dress(
     typed.sentences = list(draft.sentences)
     for at in (draft.rng.random(typos)*len(typed.sentences)).astype(int): typed.sentences[at] = add_typos(typed.sentences[at], 1, draft.rng)
     text = CHANNELS[draft.channel](typed).strip()
-    if draft.short and draft.chance(.8): text += " " + draft.pick(EMOJI)
+    if draft.short and draft.channel != "phone" and draft.chance(.85): text += " " + draft.pick(EMOJI)
     return text
 
-# %% ../nbs/01_tickets.ipynb #6f4ae282
+# %% ../nbs/01_tickets.ipynb #f41a7255
 def write_query(
     draft:Draft, # A dressed ticket
 ) -> str:        # JSON without spaces, keys in the order intent, product, priority, entities; entities sorted
@@ -407,7 +408,7 @@ def write_query(
     query = {"intent": draft.intent, "product": draft.product, "priority": priority_of(**draft.said), "entities": dict(sorted(draft.facts.items()))}
     return json.dumps(query, ensure_ascii=False, separators=(",", ":"))
 
-# %% ../nbs/01_tickets.ipynb #a0f9eb27
+# %% ../nbs/01_tickets.ipynb #39daf08c
 _TELLING = {"error_code": "error ", "asset": "", "room": "", "version": "version ", "ticket": ""}
 
 def write_summary(

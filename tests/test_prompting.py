@@ -55,7 +55,7 @@ def test_naughty_strings_survive(shared_data):
     path = shared_data / "naughty_strings" / "blns.json"
     if not path.is_file():
         pytest.skip("the naughty strings are not here")
-    strings = [s for s in json.loads(path.read_text(encoding="utf-8")) if s]
+    strings = [s for s in json.loads(path.read_text(encoding="utf-8")) if s.strip()]
     frame = pd.DataFrame({"id": [str(i) for i in range(len(strings))], "text": strings, "answer": strings})
     grid = run_grid([ScriptedModel("echo", name="echo")], frame, split="all", tasks={"t": ["{text}", "{answer}"]}, n_examples=0, metrics=["exact_match"],
                     max_new_tokens=10_000)

@@ -137,7 +137,7 @@ def test_the_corpus_has_no_target_of_the_help_desk():
     labels = QUERY_SCHEMA["properties"]["intent"]["enum"]
     prompts = [prompt.split("{")[0].strip() for prompt, _ in helpdesk_tasks().values()]
     rng = random.Random(0)
-    for name, ask in TASKS.items():
+    for ask in TASKS.values():
         for _ in range(4000):
             instruction, text, answer = ask(rng)
             whole = f"{instruction}\n{text}\n{answer}"
