@@ -162,7 +162,7 @@ def main():
     options = parser.parse_args()
     rows, n_bytes = run(options.rows, options.repeats)
     print(f"{options.rows:,} texts, {n_bytes / 1e6:.1f} MB; processor time, median of {options.repeats} (a ratio above 1: ours is quicker)\n")
-    print(pd.DataFrame(rows).fillna("").to_string(index=False))
+    print(pd.DataFrame(rows).to_string(index=False, na_rep=""))
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     RESULTS.write_text(json.dumps({"rows": options.rows, "bytes": n_bytes, "repeats": options.repeats, "python": platform.python_version(),
                                    "numpy": np.__version__, "pandas": pd.__version__, "results": rows}, indent=1) + "\n", encoding="utf-8")

@@ -9,7 +9,7 @@ Modules:
 - `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
-- `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets without targets, as an endless stream of batches
+- `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
@@ -52,6 +52,7 @@ Modules:
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.training`: What runs in the worker process: batches by length, a schedule that fits the time, checkpoints that are whole or absent
+- `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself

@@ -10,7 +10,7 @@ function, for demonstrations and tests. Nothing here loads weights or opens a co
 __all__ = ['ROLES', 'as_messages', 'as_conversations', 'Sampling', 'Completion', 'failed', 'storable', 'completion_frame',
            'Model', 'cut_at_stop', 'ScriptedModel']
 
-# %% ../nbs/08_completions.ipynb #ffbfa4aa
+# %% ../nbs/08_completions.ipynb #301500b9
 import re
 import time
 from abc import ABC, abstractmethod
@@ -21,7 +21,7 @@ import pandas as pd
 
 from .errors import ParameterValueError, explain
 
-# %% ../nbs/08_completions.ipynb #c1bc4d37
+# %% ../nbs/08_completions.ipynb #2127afed
 ROLES = ("system", "user", "assistant", "tool")
 
 def _is_message(message): return isinstance(message, dict) and message.get("role") in ROLES and isinstance(message.get("content"), str)
@@ -38,7 +38,7 @@ def as_messages(
         f"A prompt is a text, or a list of messages with a role ({', '.join(ROLES)}) and a text as content",
         "Correct that row or leave it out"))
 
-# %% ../nbs/08_completions.ipynb #98bc2a04
+# %% ../nbs/08_completions.ipynb #af256b54
 def as_conversations(
     prompts,         # Several prompts: a list, Series or array of texts or of message lists
 ) -> list[list[dict]]: # One conversation a prompt
@@ -48,7 +48,7 @@ def as_conversations(
                                           "Put the single prompt into a list"))
     return [as_messages(prompt, row) for row, prompt in enumerate(prompts)]
 
-# %% ../nbs/08_completions.ipynb #099adc8e
+# %% ../nbs/08_completions.ipynb #d5a55fcf
 @dataclass(frozen=True)
 class Sampling:
     "How completions are drawn; `ParameterValueError` for values outside their range."
@@ -67,7 +67,7 @@ class Sampling:
                                     ("stop", all(self.stop), "texts that are not empty")):
             if not fits: raise ParameterValueError(explain(f"{name} is {getattr(self, name)!r}", f"It has to be {allowed}"))
 
-# %% ../nbs/08_completions.ipynb #e86c50df
+# %% ../nbs/08_completions.ipynb #3d4d5ef4
 @dataclass(frozen=True)
 class Completion:
     "What a model made of one prompt."
@@ -88,7 +88,7 @@ def failed(
     reason = " ".join(str(error).split()) or type(error).__name__
     return Completion(None, prompt_tokens, 0, latency_s, float("nan"), reason[:500], "error")
 
-# %% ../nbs/08_completions.ipynb #96d66be5
+# %% ../nbs/08_completions.ipynb #4922d979
 def storable(
     text:str | None, # Text from a model
 ) -> str | None:     # The same text, with U+FFFD for lone surrogates
@@ -96,7 +96,7 @@ def storable(
     if text is None or text.isascii(): return text
     return text.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "replace")
 
-# %% ../nbs/08_completions.ipynb #5289144d
+# %% ../nbs/08_completions.ipynb #c8b361be
 def completion_frame(
     completions:list, # `Completion`s in the order of the prompts
 ) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason
@@ -106,7 +106,7 @@ def completion_frame(
     return frame.astype({"completion": "str", "prompt_tokens": "int64", "completion_tokens": "int64", "latency_s": "float64",
                          "cost": "float64", "error": "str", "finish_reason": "str"})
 
-# %% ../nbs/08_completions.ipynb #68de17a8
+# %% ../nbs/08_completions.ipynb #65201968
 class Model(ABC):
     "Prompts in, a frame out."
     name = ""            # What `load_model` was given
@@ -151,7 +151,7 @@ class Model(ABC):
             if on_progress: on_progress(done, len(rows))
         return completion_frame(rows)
 
-# %% ../nbs/08_completions.ipynb #d4284e30
+# %% ../nbs/08_completions.ipynb #23abeeeb
 _SCRIPTS = {"echo": lambda messages: messages[-1]["content"], "upper": lambda messages: messages[-1]["content"].upper()}
 
 def cut_at_stop(
@@ -162,7 +162,7 @@ def cut_at_stop(
     ends = [at for at in (text.find(s) for s in stop) if at >= 0]
     return text[:min(ends)] if ends else text
 
-# %% ../nbs/08_completions.ipynb #276a96e2
+# %% ../nbs/08_completions.ipynb #f1c66fdd
 class ScriptedModel(Model):
     "Answers from a name (`echo`, `upper`), a list used once from front to back, or a function of the messages."
     def __init__(self,

@@ -9,7 +9,7 @@ LLMOPS_API_KEY and from nowhere else, and prices from a table you keep; a model 
 # %% auto #0
 __all__ = ['read_prices', 'read_answer', 'iterate_in_thread', 'Endpoint']
 
-# %% ../nbs/08_endpoints.ipynb #6ae3e88a
+# %% ../nbs/08_endpoints.ipynb #4889e5e6
 import asyncio
 import json
 import math
@@ -30,7 +30,7 @@ from .completions import Completion, Model, cut_at_stop, failed
 from .errors import ParameterValueError, SourceFormatError, explain
 from .settings import load_settings
 
-# %% ../nbs/08_endpoints.ipynb #c8c519a3
+# %% ../nbs/08_endpoints.ipynb #0b0076c6
 _PRICE_COLUMNS = ["model", "input_per_million", "output_per_million"]
 
 def read_prices(
@@ -48,7 +48,7 @@ def read_prices(
                                         "Correct it")) from None
     return {row.model: (row.input_per_million/1e6, row.output_per_million/1e6) for row in table.itertuples()}
 
-# %% ../nbs/08_endpoints.ipynb #5f966321
+# %% ../nbs/08_endpoints.ipynb #95bd703b
 def _count(usage, name) -> int | None:
     value = usage.get(name) if isinstance(usage, dict) else None
     return value if isinstance(value, int) and not isinstance(value, bool) and value >= 0 else None
@@ -68,7 +68,7 @@ def read_answer(
     return Completion(cut_at_stop(text, stop), read or 0, written or 0, latency_s, read*price[0] + written*price[1] if known else math.nan,
                       finish_reason=str(choice.get("finish_reason") or "stop")[:30])
 
-# %% ../nbs/08_endpoints.ipynb #a6a77710
+# %% ../nbs/08_endpoints.ipynb #9f594d4c
 def iterate_in_thread(
     source, # Function without arguments that gives an async iterator
 ):          # Yields its items
@@ -99,7 +99,7 @@ def iterate_in_thread(
             except RuntimeError: pass # it ended by itself in between
         thread.join()
 
-# %% ../nbs/08_endpoints.ipynb #00bd104b
+# %% ../nbs/08_endpoints.ipynb #848fb3b8
 _RETRIED = {408, 409, 425, 429, 500, 502, 503, 504, 529}
 _HOPELESS = {401, 403, 404}
 _MOST_BYTES = 16*2**20

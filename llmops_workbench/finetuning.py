@@ -9,9 +9,9 @@ curve, answers before anybody's eyes, and the folder of the model. What happens 
 # %% auto #0
 __all__ = ['MEASURED', 'TARGET', 'hold_out', 'FineTuned', 'read_history', 'loss_figure', 'line_figure', 'finetune', 'Order',
            'read_order', 'check_options', 'find_base_model', 'read_splits', 'check_output_dir', 'Preflight',
-           'preflight', 'launch_finetune', 'collect_finetune']
+           'preflight', 'launch_finetune', 'find_finetune', 'active_finetunes', 'collect_finetune']
 
-# %% ../nbs/14_finetuning.ipynb #bdc9b4e6
+# %% ../nbs/14_finetuning.ipynb #e111aed7
 import hashlib
 import json
 import shutil
@@ -29,11 +29,11 @@ from .datasets import Dataset, make_dataset, save_snapshot
 from .display import Html, Result, escape, plain, table_html, theme
 from .errors import JobError, OutputInUseError, ParameterValueError, UserError, explain
 from .examples import read_examples
-from .jobs import Job, attach_job, find_job, start_job
+from .jobs import ACTIVE_STATES, Job, attach_job, find_job, list_jobs, start_job
 from .params import Between, check_parameters, defaults_of
 from .settings import load_settings
 
-# %% ../nbs/14_finetuning.ipynb #c6b84f0e
+# %% ../nbs/14_finetuning.ipynb #9a6421d4
 def hold_out(
     examples:pd.DataFrame, # With prompt, and the columns group or row if there are any
     n:int,                 # Examples to keep back, at most a tenth
@@ -49,7 +49,7 @@ def hold_out(
         chosen, taken = chosen | {key}, taken + sizes[key]
     return keys.isin(chosen).to_numpy()
 
-# %% ../nbs/14_finetuning.ipynb #b42bbf54
+# %% ../nbs/14_finetuning.ipynb #500b234e
 MEASURED = ("tokens_per_s", "train_s", "duration_s", "peak_memory_bytes", "threads")  # Entries of the summary that no two runs share
 
 @dataclass(frozen=True, eq=False)
@@ -88,7 +88,7 @@ def _words(s):
               "try-out": ["This was a try-out: give num_train_epochs, max_minutes or max_steps for a real run."]}.get(s["ended_by"], [])
     return words
 
-# %% ../nbs/14_finetuning.ipynb #74bb77a2
+# %% ../nbs/14_finetuning.ipynb #488e9596
 _NAMES = ("loss", "learning_rate", "grad_norm", "tokens_per_s", "memory_bytes")
 
 def read_history(
@@ -99,7 +99,7 @@ def read_history(
     for event in events:
         if event["kind"] == "resumed": rows = {at: value for at, value in rows.items() if at[1] <= event["step"]}
         if event["kind"] == "step": rows.update({(name, event["step"]): event[name] for name in _NAMES if name in event})
-        if event["kind"] == "eval": rows.update({(name, event["step"]): value for name, value in event.items() if name.startswith("eval_loss")})
+        if event["kind"] == "eval": rows.update({(name, event["step"]): value for name, value in event.items() if name.startswith("eval_")})
     frame = pd.DataFrame([(step, name, float(value)) for (name, step), value in rows.items()], columns=["step", "name", "value"])
     return frame.astype({"step": "int64", "name": "str", "value": "float64"}).sort_values(["name", "step"], ignore_index=True)
 
@@ -122,7 +122,7 @@ def line_figure(frame, name):
     return theme(go.Figure([go.Scatter(x=rows["step"].tolist(), y=rows["value"].tolist(), mode="lines", name=name)],
                            {"title": name.replace("_", " ").capitalize(), "xaxis_title": "step"}))
 
-# %% ../nbs/14_finetuning.ipynb #6e377e4e
+# %% ../nbs/14_finetuning.ipynb #957144e5
 def finetune(
     model_name_or_path:str="starter",        # Base: "starter", a folder, a model of the workspace or of the Hub's cache, an adapter, "run:RUN_ID"
     dataset:str|Dataset|pd.DataFrame="helpdesk", # Examples to train on: a prepared split, or rows with tasks
@@ -158,12 +158,12 @@ def finetune(
     "Fine-tune a model in a job and wait for it; `UserError` says what is wrong with model, data or parameters, `JobError` why the job failed."
     return collect_finetune(launch_finetune(**locals()))
 
-# %% ../nbs/14_finetuning.ipynb #cddf6e67
+# %% ../nbs/14_finetuning.ipynb #9d0a1bd7
 @dataclass(frozen=True)
 class Order:
     "A run that is fit to start."
     options:dict                 # The parameters that only the training looks at
-    source:str                   # The data as asked for, by name and digest
+    source:Dataset               # All examples of the data asked for
     fit:Dataset                  # Examples to train on
     held_out:Dataset|None        # Examples to evaluate on
     base:str                     # What the base is called
@@ -194,7 +194,7 @@ def check_options(params) -> dict:
     params["max_steps"] = params["max_steps"] if params["max_steps"] and params["max_steps"] > 0 else None
     return params
 
-# %% ../nbs/14_finetuning.ipynb #a063edfa
+# %% ../nbs/14_finetuning.ipynb #20f89a37
 def find_base_model(
     name:str, # As in `finetune`
 ) -> tuple:   # What to call it, and its folder
@@ -210,7 +210,7 @@ def find_base_model(
     return (str(folder) if Path(name).expanduser().is_dir() else name), folder
 
 def read_splits(params) -> tuple:
-    "The data as asked for by name, the examples to train on and those to evaluate on."
+    "All examples, those to train on and those to evaluate on."
     examples = read_examples(params["dataset"], params["tasks"])
     if params["eval_dataset"] is not None:
         held = read_examples(params["eval_dataset"], params["tasks"]).frame if params["eval_samples"] else None
@@ -220,7 +220,7 @@ def read_splits(params) -> tuple:
         kept = hold_out(examples.frame, params["eval_samples"], params["seed"])
         fit, held = examples.frame[~kept], examples.frame[kept]
     make = lambda frame, part: make_dataset(frame.reset_index(drop=True), f"{examples.name}.{part}")
-    return examples.reference, make(fit, "fit"), make(held, "held_out") if held is not None and len(held) else None
+    return examples, make(fit, "fit"), make(held, "held_out") if held is not None and len(held) else None
 
 def _first_by_hash(ids, n, seed):
     order = sorted(range(len(ids)), key=lambda i: hashlib.blake2b(f"{seed}\x1f{ids.iloc[i]}".encode(), digest_size=8).digest())
@@ -235,7 +235,7 @@ def check_output_dir(output_dir) -> str|None:
                                        "Name another, or leave it out: the model is then named by its content"))
     return str(folder)
 
-# %% ../nbs/14_finetuning.ipynb #40b91b46
+# %% ../nbs/14_finetuning.ipynb #47ef20f4
 @dataclass(frozen=True, eq=False)
 class Preflight(Result):
     "What a run would meet. No weight has been changed."
@@ -271,7 +271,7 @@ class _Checks:
         columns = ["id", "task", "n_tokens", "read", "learned"]
         return Preflight({"ready": not errors, "n_errors": errors, "n_warnings": warnings, **self.numbers}, frame, pd.DataFrame(list(seen), columns=columns))
 
-# %% ../nbs/14_finetuning.ipynb #1d54b403
+# %% ../nbs/14_finetuning.ipynb #a7f4dc95
 def preflight(
     **params, # Parameters of `finetune`
 ) -> Preflight:
@@ -289,16 +289,16 @@ def preflight(
     options = SimpleNamespace(**{**params, "max_length": min(params["max_length"], local.context_tokens)})
     encoded = _check_tokens(checks, local, splits[1].frame, options)
     if encoded["n_answer"].any(): _check_cost(checks, local, encoded, len(splits[1]), options)
-    job = find_job(read_order(params).key) if not checks.report().summary["n_errors"] else None
-    if job and job.status()["state"] in ("pending", "running", "stopping"):
+    job = find_finetune(**params) if not checks.report().summary["n_errors"] else None
+    if job and job.status()["state"] in ACTIVE_STATES:
         checks.add("job", f"{job.job_id} is running with these parameters", "warning", "A launch attaches to it")
     return checks.report(_as_seen(local.tokenizer, splits[1].frame, encoded))
 
-# %% ../nbs/14_finetuning.ipynb #5d06c466
+# %% ../nbs/14_finetuning.ipynb #1a328ae3
 def _check_data(checks, source, fit, held_out, params):
     "Counts, gaps, and prompts that are on both sides."
     tasks = fit.frame["task"].value_counts()
-    checks.add("data", f"{len(fit):,} examples of {source}: " + ", ".join(f"{n:,} {task}" for task, n in tasks.items()),
+    checks.add("data", f"{len(fit):,} examples of {source.reference}: " + ", ".join(f"{n:,} {task}" for task, n in tasks.items()),
                "ok" if len(fit) >= 10 else "warning", "So few teach little: add some", n_examples=len(fit), n_held_out=len(held_out or ()))
     if held_out is None:
         checks.add("evaluation", "No examples are held out", "warning", "Set eval_samples or eval_dataset to see whether the model learns more than its examples")
@@ -329,7 +329,7 @@ def _check_tokens(checks, local, examples, options, most=2000):
                "Set the tokenizer's eos_token to what closes an answer, or the model will not stop")
     return encoded
 
-# %% ../nbs/14_finetuning.ipynb #77400ebe
+# %% ../nbs/14_finetuning.ipynb #b75ffbc8
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
     from llmops_workbench.training import adapter_config, answer_loss, choose_precision, collate, inner_network, make_schedule, measure_step, \
@@ -379,7 +379,7 @@ def _as_seen(tokenizer, examples, encoded):
         ids, n = encoded["ids"][label], encoded["n_prompt"][label]
         yield str(examples["id"][label]), examples["task"][label], int(encoded["n_tokens"][label]), tokenizer.decode(ids[:n]), tokenizer.decode(ids[n:])
 
-# %% ../nbs/14_finetuning.ipynb #232c8e2e
+# %% ../nbs/14_finetuning.ipynb #e059d6af
 TARGET = "llmops_workbench.training:train"
 
 def launch_finetune(
@@ -390,12 +390,30 @@ def launch_finetune(
     found = find_job(order.key)
     if found and check_options(params)["resume"] and found.status()["state"] in ("cancelled", "failed", "lost") and any(found.dir.glob("checkpoints/checkpoint-*")):
         return found.resume()
-    name = f"{_slug(order.base)}-{_slug(order.source.split('@')[0])}-{order.options['method']}"
+    name = f"{_slug(order.base)}-{_slug(order.source.name)}-{order.options['method']}"
     snapshots = {"dataset": save_snapshot(order.fit), "evaluation": save_snapshot(order.held_out) if order.held_out else None}
     return start_job(TARGET, {"model": str(order.folder), "base": order.base, **snapshots, "name": name, "output_dir": order.output_dir,
-                              "source": order.source, "options": order.options}, name=f"finetune {name}", key=order.key)
+                              "source": order.source.reference, "options": order.options, "asked": _frozen(check_options(params), order)},
+                     name=f"finetune {name}", key=order.key)
+
+def _frozen(params, order):
+    "The parameters as they can be written down: data that came as an object is kept under its digest."
+    kept = {"dataset": lambda: save_snapshot(order.source), "eval_dataset": lambda: save_snapshot(order.held_out) if order.held_out else None}
+    return {name: kept[name]() if name in kept and not isinstance(value, str | None) else value for name, value in params.items()}
 
 def _slug(text): return "".join(c if c.isalnum() or c in "._" else "-" for c in Path(text).name).strip("-.")[:40] or "model"
+
+def find_finetune(
+    **params, # Parameters of `finetune`
+) -> Job|None: # Whatever its state
+    "The latest job of exactly these parameters and data."
+    return find_job(read_order(params).key)
+
+def active_finetunes() -> list[Job]:
+    "The fine-tunes that are running in this workspace, the latest first: what a panel looks for after a restart."
+    jobs = list_jobs()
+    running = [attach_job(job_id) for job_id in jobs["job_id"][jobs["state"].isin(ACTIVE_STATES)]]
+    return [job for job in running if job.target == TARGET]
 
 def collect_finetune(
     job:Job|str,       # From `launch_finetune`, or its id

@@ -11,7 +11,7 @@ __all__ = ['METRICS', 'align', 'Options', 'bleu_from_counts', 'chrf_from_counts'
            'longest_common', 'rouge_f1', 'parse_json', 'canonical', 'leaves', 'answer_words', 'Metric', 'metric_names',
            'value_from_counts', 'Scores', 'score']
 
-# %% ../nbs/09_metrics.ipynb #7a001ffe
+# %% ../nbs/09_metrics.ipynb #db1a59ca
 import json
 import math
 import re
@@ -27,7 +27,7 @@ import pandas as pd
 from . import __version__
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
 
-# %% ../nbs/09_metrics.ipynb #f441485e
+# %% ../nbs/09_metrics.ipynb #5d788921
 def _text(value, what, row) -> str | None:
     "A text, or None for what is missing."
     if isinstance(value, str): return value
@@ -48,7 +48,7 @@ def align(
     kept = [[t for t in (_text(r, "Reference", row) for r in group) if t is not None] for row, group in enumerate(grouped)]
     return [_text(p, "Prediction", row) for row, p in enumerate(predictions)], kept
 
-# %% ../nbs/09_metrics.ipynb #3aed695d
+# %% ../nbs/09_metrics.ipynb #92293d56
 @dataclass(frozen=True)
 class Options:
     "Everything that changes a value, and so belongs into its signature."
@@ -69,7 +69,7 @@ class Options:
             if getattr(self, name) not in allowed:
                 raise ParameterValueError(explain(f"{name} is {getattr(self, name)!r}", f"Allowed is one of: {', '.join(allowed)}"))
 
-# %% ../nbs/09_metrics.ipynb #3a434993
+# %% ../nbs/09_metrics.ipynb #145bb15b
 def _sacrebleu(name, o:Options):
     "The metric object of sacrebleu with our options."
     from sacrebleu.metrics import BLEU, CHRF, TER
@@ -104,7 +104,7 @@ def bleu_from_counts(
         value = penalty*np.exp(np.maximum(logs, -1e11)/(np.maximum(orders, 1) if effective else 4))
     return np.where(matched.any(-1), value, 0.0)
 
-# %% ../nbs/09_metrics.ipynb #0a2b082a
+# %% ../nbs/09_metrics.ipynb #e9067c17
 def chrf_from_counts(
     counts:np.ndarray, # (..., 3 x orders): n-grams of prediction and reference and matched ones, for each order
     beta:int=2,        # Weight of recall against precision
@@ -125,7 +125,7 @@ def ter_from_counts(
     edits, words = counts[..., 0], counts[..., 1]
     return 100*np.where(words > 0, edits/np.where(words > 0, words, 1), (edits > 0)*1.0)
 
-# %% ../nbs/09_metrics.ipynb #ff0841e8
+# %% ../nbs/09_metrics.ipynb #a5c7c8ff
 @lru_cache(maxsize=100_000)
 def _stem(word):
     return _stemmer().stem(word) if len(word) > 3 else word
@@ -156,7 +156,7 @@ def longest_common(
         row = (row + met | row - met) & every
     return len(first) - row.bit_count()
 
-# %% ../nbs/09_metrics.ipynb #2348cd6e
+# %% ../nbs/09_metrics.ipynb #1a951204
 def _f1(matched, predicted, wanted) -> float:
     # In this order, so that the last digit is rouge_score's.
     precision, recall = matched/max(predicted, 1), matched/max(wanted, 1)
@@ -175,7 +175,7 @@ def rouge_f1(
     grams = [Counter(zip(*(words[i:] for i in range(n)))) for words in (prediction, reference)]
     return _f1(_overlap(*grams), grams[0].total(), grams[1].total())
 
-# %% ../nbs/09_metrics.ipynb #9cb08d5b
+# %% ../nbs/09_metrics.ipynb #29f7fbd3
 def _no_constant(name): raise ValueError(f"{name} is no JSON")
 
 def _number(digits):
@@ -206,7 +206,7 @@ def leaves(
     else: return Counter([(path, canonical(value))])
     return sum(parts, Counter())
 
-# %% ../nbs/09_metrics.ipynb #7d7dd97f
+# %% ../nbs/09_metrics.ipynb #d1b1a0e5
 def _json_scores(kind, prediction, references, options) -> float:
     valid, value = parse_json(prediction)
     if kind == "valid_json": return float(valid and (options.json_schema is None or _fits(value, options.json_schema)))
@@ -219,7 +219,7 @@ def _fits(value, schema) -> bool:
     from jsonschema import Draft202012Validator
     return Draft202012Validator(schema).is_valid(value)
 
-# %% ../nbs/09_metrics.ipynb #d91bf1ad
+# %% ../nbs/09_metrics.ipynb #f74704ed
 _ARTICLES, _PUNCTUATION = re.compile(r"\b(a|an|the)\b"), str.maketrans("", "", string.punctuation)
 
 def answer_words(
@@ -242,7 +242,7 @@ def _lengths(prediction, references) -> list[float]:
     words = len(prediction.split())
     return [words, min((len(r.split()) for r in references), key=lambda n: (abs(n - words), n))]
 
-# %% ../nbs/09_metrics.ipynb #1fffaf19
+# %% ../nbs/09_metrics.ipynb #96e2879e
 @dataclass(frozen=True)
 class Metric:
     "What a column of scores means."
@@ -283,7 +283,7 @@ def metric_names(
                                                 suggest(name, METRICS)))
     return list(dict.fromkeys(names))
 
-# %% ../nbs/09_metrics.ipynb #201659e8
+# %% ../nbs/09_metrics.ipynb #f74c9b9f
 def value_from_counts(
     name:str,             # A metric
     counts:np.ndarray,    # (..., k) counts of examples or sums of them
@@ -310,7 +310,7 @@ def _count(name, predictions, references, options) -> tuple[np.ndarray, str]:
     if name == "valid_json": parts += [f"schema:{'yes' if options.json_schema else 'no'}"]
     return np.array(counts, float), "|".join([*parts, f"version:{__version__}"])
 
-# %% ../nbs/09_metrics.ipynb #03feea0a
+# %% ../nbs/09_metrics.ipynb #d05b49ba
 @dataclass(frozen=True)
 class Scores:
     "What `score` found."

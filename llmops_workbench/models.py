@@ -10,7 +10,7 @@ refused unread is decided in `checkpoints`."""
 __all__ = ['choose_threads', 'import_torch', 'import_transformers', 'encode_messages', 'decode_rows', 'plan_batches',
            'sample_ids', 'LocalModel', 'load_local', 'load_model', 'check_model']
 
-# %% ../nbs/08_models.ipynb #f508e625
+# %% ../nbs/08_models.ipynb #b1ac428d
 import hashlib
 import inspect
 import json
@@ -31,7 +31,7 @@ from .endpoints import Endpoint
 from .errors import ModelNotFoundError, ParameterValueError, explain
 from .settings import load_settings
 
-# %% ../nbs/08_models.ipynb #1c09a9f8
+# %% ../nbs/08_models.ipynb #52f3d2ab
 def choose_threads(
     seconds:dict,    # Number of threads -> measured seconds for the same work
     gain:float=1.2,  # How much faster more threads have to be
@@ -42,7 +42,7 @@ def choose_threads(
         if seconds[threads]*gain <= seconds[best]: best = threads
     return best
 
-# %% ../nbs/08_models.ipynb #d337df87
+# %% ../nbs/08_models.ipynb #a86cf097
 def _time_threads(torch, counts, budget_s=0.05) -> dict:
     "Best time of a matrix product under each number of threads, taken in turns so that a busy moment hits all of them."
     matrix, seconds, end = torch.ones(256, 256), dict.fromkeys(counts, math.inf), time.perf_counter() + budget_s
@@ -63,7 +63,7 @@ def _wanted_threads() -> int | None:
         if text and name == "LLMOPS_THREADS":
             raise ParameterValueError(explain(f"LLMOPS_THREADS is {text!r}", "It is a whole number above 0", "Correct it or unset it"))
 
-# %% ../nbs/08_models.ipynb #fd80b244
+# %% ../nbs/08_models.ipynb #56232214
 @cache
 def import_torch():
     "The module torch, waiting passively and with as many threads as pay; `LLMOPS_THREADS` overrides the probe."
@@ -77,7 +77,7 @@ def import_torch():
     torch.set_num_threads(threads or choose_threads(_time_threads(torch, sorted({1, cores}))))
     return torch
 
-# %% ../nbs/08_models.ipynb #eb574f99
+# %% ../nbs/08_models.ipynb #f6e7beec
 @cache
 def import_transformers():
     "The module transformers, after torch and without its advice and progress bars."
@@ -87,7 +87,7 @@ def import_transformers():
     transformers.utils.logging.disable_progress_bar()
     return transformers
 
-# %% ../nbs/08_models.ipynb #cf81c308
+# %% ../nbs/08_models.ipynb #de925a39
 def encode_messages(
     tokenizer,     # A transformers tokenizer
     messages:list, # One conversation
@@ -97,7 +97,7 @@ def encode_messages(
         return tokenizer.apply_chat_template(messages, add_generation_prompt=True, sanitize_control_tokens=True, return_dict=False)
     return tokenizer("\n\n".join(m["content"] for m in messages), split_special_tokens=True)["input_ids"]
 
-# %% ../nbs/08_models.ipynb #38757522
+# %% ../nbs/08_models.ipynb #f863fd69
 def _common_prefix(rows:list) -> int:
     "How many leading ids all rows share, leaving every row at least one of its own."
     first, last = min(rows), max(rows)
@@ -149,7 +149,7 @@ def decode_rows(
             ids, positions, mask, live = ids[places], positions[places], mask[places], [live[place] for place in keep]
         mask = torch.cat([mask, mask.new_ones(len(live), 1)], dim=1)
 
-# %% ../nbs/08_models.ipynb #d6ac1f14
+# %% ../nbs/08_models.ipynb #70cc1fa1
 def plan_batches(
     lengths:list,              # Tokens of every prompt
     new_tokens:int,            # Most tokens each may add
@@ -173,7 +173,7 @@ def _token_bytes(config, element_bytes=4) -> int:
     width = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     return 2*config.num_hidden_layers*heads*width*element_bytes
 
-# %% ../nbs/08_models.ipynb #c8b06253
+# %% ../nbs/08_models.ipynb #4d529d07
 def _draws(conversations:list, seed:int) -> list:
     "One random generator a conversation; a repeated conversation gets another one."
     seen, generators = {}, []
@@ -197,7 +197,7 @@ def sample_ids(
     places = (kept <= kept.new_tensor(draws)[:, None]*kept[:, -1:]).sum(-1, keepdim=True)
     return order.gather(-1, places.clamp(max=order.shape[-1] - 1))[:, 0].tolist()
 
-# %% ../nbs/08_models.ipynb #9ee6b2a0
+# %% ../nbs/08_models.ipynb #6736b54d
 class LocalModel(Model):
     "A causal language model of transformers in this process."
     def __init__(self,
@@ -271,7 +271,7 @@ class LocalModel(Model):
         ended = ids[-1] in self.end_ids or cut != text
         return Completion(cut, len(prompt), len(ids), latency_s, 0.0, finish_reason="stop" if ended else "length")
 
-# %% ../nbs/08_models.ipynb #1aecb6d6
+# %% ../nbs/08_models.ipynb #25ce0a8a
 def _load_network(folder, settings, dtype, within=()):
     "The network in a folder, an adapter merged into its base, and the folder its tokenizer is in."
     transformers, folder = import_transformers(), Path(folder)
@@ -301,7 +301,11 @@ def load_local(
     device:str="auto",  # "auto" (a GPU if there is one), "cpu" or "cuda"
 ) -> LocalModel:
     "A model in this process; `ModelNotFoundError` if it is not on disk, `SourceFormatError` if it may or can not be loaded."
+    for parameter, value, allowed in (("dtype", dtype, ("auto", "float32", "bfloat16", "float16")), ("device", device, ("auto", "cpu", "cuda"))):
+        if value not in allowed: raise ParameterValueError(explain(f"{parameter} is {value!r}", f"Allowed is one of: {', '.join(allowed)}"))
     torch, transformers, folder = import_torch(), import_transformers(), find_model(name, settings)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise ParameterValueError(explain("device is 'cuda' and torch sees no GPU here", "", "Leave it at 'auto'"))
     device = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     network, words = _load_network(folder, settings, "float32" if dtype == "auto" and device == "cpu" else dtype)
     if not read_config(words, "tokenizer_config.json") and not (words/"tokenizer.json").is_file(): refuse(words, "has no tokenizer")
@@ -309,7 +313,7 @@ def load_local(
     except (OSError, ValueError, KeyError) as error: refuse(words, f"has a tokenizer that does not load: {error}")
     return LocalModel(name, network.to(device), tokenizer, folder)
 
-# %% ../nbs/08_models.ipynb #185c38ed
+# %% ../nbs/08_models.ipynb #37410a25
 def load_model(
     name:str=None,     # "starter", folder, Hub id, "https://host/v1#model", "run:RUN_ID", "fake:echo"; the default of settings.ini if None
     settings=None,     # `Settings`; those in force by default
@@ -332,7 +336,7 @@ def _model_of_run(name, settings) -> str:
     if not model: raise ModelNotFoundError(explain(f"The run '{name.removeprefix('run:')}' made no model", "", "Name a fine-tuning run"))
     return model
 
-# %% ../nbs/08_models.ipynb #819bf3ef
+# %% ../nbs/08_models.ipynb #7215efe0
 def check_model(
     name, # As for `load_model`; a `Model` passes
     settings=None, # `Settings`; those in force by default

@@ -10,7 +10,7 @@ a call, a score for each model, wording and task, and nothing dropped. Whether a
 __all__ = ['MODELS', 'Prompt', 'read_prompts', 'as_text', 'make_cases', 'suitable_metrics', 'score_cells', 'Grid', 'name_of',
            'plan_cases', 'run_grid', 'plan_grid']
 
-# %% ../nbs/12_prompting.ipynb #777b606c
+# %% ../nbs/12_prompting.ipynb #ac929012
 import inspect
 import json
 import math
@@ -31,7 +31,7 @@ from .params import Between, check_parameters, parameters_of
 from .questions import Questions, choose_shots, collect_questions
 from .templates import fill, find_role_markers, template_columns
 
-# %% ../nbs/12_prompting.ipynb #3518e855
+# %% ../nbs/12_prompting.ipynb #ed781009
 @dataclass(frozen=True)
 class Prompt:
     "A wording of a question; `ParameterValueError` if it has no field or no user message."
@@ -67,7 +67,7 @@ class Prompt:
                       {"role": "assistant", "content": fill("{completion}", example, "a worked example")}]
         return [*turns, {"role": "user", "content": fill(last["content"], row, where)}]
 
-# %% ../nbs/12_prompting.ipynb #a6f3a7b2
+# %% ../nbs/12_prompting.ipynb #301da5c9
 _PARTS = ("template", "messages", "schema", "examples", "task")
 
 def _read_prompt(name, value) -> Prompt:
@@ -92,7 +92,7 @@ def read_prompts(
     if read: return read
     raise ParameterValueError(explain("prompts is empty", "At least one prompt is needed", 'For example {"plain": "{text}"}; None takes the tasks\' own'))
 
-# %% ../nbs/12_prompting.ipynb #f9423811
+# %% ../nbs/12_prompting.ipynb #68517862
 def as_text(
     messages:list, # A conversation
 ) -> str:          # As a person reads it
@@ -122,7 +122,7 @@ def make_cases(
     raise ParameterValueError(explain(f"No prompt is for a task of '{questions.dataset.name}'",
                                       f"Its tasks are: {', '.join(sorted(set(questions.examples['task'])))}", "Leave out the prompt's task, or correct it"))
 
-# %% ../nbs/12_prompting.ipynb #c9c8864c
+# %% ../nbs/12_prompting.ipynb #780af4a4
 _FOR_JSON, _FOR_TEXT = ("json_match", "json_field_f1", "valid_json"), ("rougeL", "chrf", "bleu")
 
 def suitable_metrics(
@@ -135,7 +135,7 @@ def suitable_metrics(
     if wanted is None: return usual
     return [name for name in metric_names(wanted) if is_json or not name.startswith("json") and name != "valid_json"] or usual
 
-# %% ../nbs/12_prompting.ipynb #d3bc0bdc
+# %% ../nbs/12_prompting.ipynb #3cfe0469
 def score_cells(
     frame:pd.DataFrame,   # Calls: model, prompt_name, task, completion, references, schema
     wanted=None,          # Metric names, or None
@@ -153,7 +153,7 @@ def score_cells(
                           "n_missing": found.summary["n_missing"], "signature": found.signatures[name]})
     return frame.assign(**columns), pd.DataFrame(table)
 
-# %% ../nbs/12_prompting.ipynb #55dc12c3
+# %% ../nbs/12_prompting.ipynb #be7f0324
 @dataclass(frozen=True, eq=False)
 class Grid(Result):
     "Answers of every model to every prompt, and their scores."
@@ -229,7 +229,7 @@ def _words(grid):
     if s["n_marked"]: lines.append(f"{s['n_marked']:,} prompts hold text that looks like the turns of a chat; see the column role_markers.")
     return lines
 
-# %% ../nbs/12_prompting.ipynb #29db05ea
+# %% ../nbs/12_prompting.ipynb #10c9800b
 MODELS = ["starter"]
 
 def _ask(model:Model, cases, sampling, on_progress) -> pd.DataFrame:
@@ -309,7 +309,7 @@ def run_grid(
     frame = frame[[*first, *(c for c in frame if c not in (*first, "messages", "schema"))]]
     return Grid(_summary(frame, scores, questions, counts), frame, scores, {"dataset": questions.dataset.reference})
 
-# %% ../nbs/12_prompting.ipynb #8fd61ff7
+# %% ../nbs/12_prompting.ipynb #40ab146f
 def plan_grid(
     **parameters, # As for `run_grid`
 ) -> pd.DataFrame: # model, prompt_name, task, n_calls, prompt_tokens, most_completion_tokens, most_cost (NaN where no price is known)

@@ -9,7 +9,7 @@ that shares nothing with what is asked. `choose_shots` draws from that pool."""
 # %% auto #0
 __all__ = ['group_references', 'draw', 'Material', 'as_examples', 'Questions', 'collect_questions', 'choose_shots']
 
-# %% ../nbs/09_questions.ipynb #ad2db003
+# %% ../nbs/09_questions.ipynb #b92c72dd
 import hashlib
 from dataclasses import dataclass
 
@@ -20,7 +20,7 @@ from .errors import ParameterValueError, explain
 from .examples import read_examples
 from .templates import template_columns
 
-# %% ../nbs/09_questions.ipynb #38e7a46b
+# %% ../nbs/09_questions.ipynb #111ccb76
 def group_references(
     rows:pd.DataFrame, # id, task, prompt, completion, and columns that templates may use
 ) -> pd.DataFrame:     # A row an example: example_id, task, prompt, references and the columns of its first row
@@ -31,7 +31,7 @@ def group_references(
     first = rows.drop_duplicates(["task", "prompt"]).set_index(["task", "prompt"])
     return first.assign(references=references).reset_index()
 
-# %% ../nbs/09_questions.ipynb #e8e9f3c2
+# %% ../nbs/09_questions.ipynb #fdaa2a7e
 def _rank(example_id, seed) -> str: return hashlib.blake2b(f"{seed}\x1f{example_id}".encode(), digest_size=8).hexdigest()
 
 def draw(
@@ -44,7 +44,7 @@ def draw(
     kept = ranked.groupby("task", sort=False).head(n) if n else ranked
     return kept.drop(columns="rank").reset_index(drop=True)
 
-# %% ../nbs/09_questions.ipynb #345cfd92
+# %% ../nbs/09_questions.ipynb #4c2e93dc
 @dataclass(frozen=True)
 class Material:
     "Examples with everything a template may ask for."
@@ -90,7 +90,7 @@ def as_examples(
     rows = rows.assign(split=_split(rows, seed)).rename(columns={"id": "row"})
     return Material(examples.merge(rows.drop(columns=["task", "prompt", "completion"], errors="ignore"), on="row", how="left"), dataset, incomplete)
 
-# %% ../nbs/09_questions.ipynb #84d84441
+# %% ../nbs/09_questions.ipynb #e895d3c6
 @dataclass(frozen=True)
 class Questions:
     "What a grid asks."
@@ -128,7 +128,7 @@ def collect_questions(
     left_out = {"incomplete": material.n_incomplete, "wrong_label": len(chosen) - len(asked)}
     return Questions(draw(group_references(asked), n_examples, seed), pool[pool["clean"] & ~seen], left_out, material.dataset)
 
-# %% ../nbs/09_questions.ipynb #96ad35a8
+# %% ../nbs/09_questions.ipynb #4f8097b1
 def choose_shots(
     pool:pd.DataFrame, # id, task, prompt, completion and the source's columns
     n:int,             # How many for each task

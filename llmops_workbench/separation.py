@@ -139,7 +139,7 @@ def separate(
 
 def without_copies(
     kernel,            # Similarities of rows
-    limit:float=0.8,   # Rows more alike than this are copies of each other
+    limit:float=0.7,   # Rows more alike than this are copies of each other
 ) -> np.ndarray:       # Positions of the rows that are no copy of an earlier one
     "Rows that depend on each other would count twice as evidence, so one of each family stays."
     return np.flatnonzero(~(np.tril(kernel, -1) > limit).any(axis=1))

@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 import pandas as pd
-from .corpus import MIX, SPECIAL, TASKS, as_chat, batches, collate, documentation_texts, encode_chat, random_sequence, ticket_texts
+from .corpus import MIX, SPECIAL, TASKS, as_chat, ask_ticket, batches, collate, documentation_texts, encode_chat, random_sequence, read_tickets
 from .errors import JobError, ParameterValueError, explain
 from .material import draw_value
 from .models import import_torch, import_transformers
@@ -53,7 +53,7 @@ def tokenizer_texts(
 ) -> list:              # Texts
     "What the shipped tokenizer learns its merges from: a bit of everything that the corpus has."
     rng = random.Random(seed)
-    tickets = ticket_texts(19, 2) if tickets is None else tickets
+    tickets = [ticket["text"] for ticket in read_tickets(19, 2)] if tickets is None else tickets
     return documentation_texts() + [" ".join(ask(rng)) for ask in TASKS.values() for _ in range(3000)] + [random_sequence(rng) for _ in range(2000)] + tickets
 
 # %% ../nbs/24_starter.ipynb #dd4ad304
@@ -143,9 +143,11 @@ def probe(
     tokenizer,   # Its tokenizer
     seed:int=99, # Seed of the exercises; training uses others
     n:int=64,    # Exercises of each kind
+    tickets=(),  # From `read_tickets`, none of them trained on
 ) -> dict:       # Kind of exercise -> share answered exactly, 0-1
-    "Exercises never seen: one figure for each kind, and one for copying strings without sense."
-    results = {}
+    "Exercises never seen: one figure for each kind, one for questions about tickets, and one for copying strings without sense."
+    results, rng = {}, random.Random(f"{seed}ticket")
+    if tickets: results["ticket"] = sum(exact_answers(model, tokenizer, [ask_ticket(rng, ticket, 1) for ticket in tickets]))/len(tickets)
     for name, ask in TASKS.items():
         rng = random.Random(f"{seed}{name}")
         results[name] = sum(exact_answers(model, tokenizer, [as_chat(rng, *ask(rng)) for _ in range(n)]))/n
@@ -222,7 +224,7 @@ def save_model(
 def pretrain(
     tokenizer,                  # The tokenizer
     model,                      # The model, float32
-    tickets:list,               # Texts of tickets
+    tickets:list,               # From `read_tickets`; the first hundred are kept for the probes
     folder,                     # Where checkpoint.pt, model/ and log.txt go; a checkpoint there is gone on from
     n_tokens:float=30e6,        # Ends after so many tokens, padding included, ...
     max_s:float=2700,           # ... or after so many seconds, whichever comes first
@@ -246,7 +248,7 @@ def pretrain(
     folder, seen, step, elapsed, history = Path(folder), 0, 0, 0.0, []
     checkpoint = folder/"checkpoint.pt"
     if checkpoint.exists(): seen, step, elapsed, history = _read_checkpoint(torch, checkpoint, master, work, optimizers)
-    progress, losses = 0.0, []
+    progress, losses, held, tickets = 0.0, [], tickets[:100], tickets[100:]
     stream = batches(tokenizer, tickets, f"{seed}-{rank}-{step}", lambda: MIX[0] if progress < phase else MIX[1], tokens_per_batch)
     # The first batch draws names and reads documentation; that is not training time.
     batch, start = next(stream), time.perf_counter() - elapsed
@@ -264,7 +266,7 @@ def pretrain(
         if rank == 0 and (progress >= 1 or elapsed - last_probe > probe_every_s):
             last_probe = elapsed
             model.eval()
-            history.append(dict(step=step, tokens=total, elapsed_s=round(elapsed, 1), loss=sum(losses)/max(1, len(losses)), **probe(model, tokenizer)))
+            history.append(dict(step=step, tokens=total, elapsed_s=round(elapsed, 1), loss=sum(losses)/max(1, len(losses)), **probe(model, tokenizer, tickets=held)))
             model.train()
             losses = []
             with open(folder/"log.txt", "a") as log: print(" ".join(f"{k}={v:.3f}" if isinstance(v, float) else f"{k}={v}" for k, v in history[-1].items()), file=log)
@@ -301,7 +303,7 @@ def _train_worker(rank, folder, shape, options, shared):
     torch = import_torch()
     torch.set_num_threads(1)
     tokenizer = import_transformers().AutoTokenizer.from_pretrained(folder)
-    tickets = ticket_texts(rank, **options.pop("tickets", {}))
+    tickets = read_tickets(rank, **options.pop("tickets", {}))
     pretrain(tokenizer, make_model(len(tokenizer), **shape), tickets, folder, rank=rank, shared=shared, **options)
 
 def train_starter(
@@ -309,7 +311,7 @@ def train_starter(
     shape:dict=None,      # Arguments of make_model, SHAPE if None
     vocab_size:int=4096,  # Size of the vocabulary
     n_processes:int=2,    # One a core
-    **options,            # Of pretrain; `tickets` holds arguments of ticket_texts
+    **options,            # Of pretrain; `tickets` holds arguments of read_tickets
 ) -> pd.DataFrame:        # History: a row a probe
     "Tokenizer, model and training; the model is in `folder/model`. `JobError` if a process fails."
     torch = import_torch()
@@ -318,7 +320,7 @@ def train_starter(
     folder.mkdir(parents=True, exist_ok=True)
     if not (folder/"tokenizer.json").exists():
         tickets = options.get("tickets")
-        make_tokenizer(tokenizer_texts(tickets=ticket_texts(19, **tickets) if tickets else None), vocab_size).save_pretrained(folder)
+        make_tokenizer(tokenizer_texts(tickets=[ticket["text"] for ticket in read_tickets(19, **tickets)] if tickets else None), vocab_size).save_pretrained(folder)
     n_parameters = sum(p.numel() for p in make_model(vocab_size, **shape).parameters())
     shared = (torch.zeros(n_processes, 2, dtype=torch.float64).share_memory_(), torch.zeros(n_processes, n_parameters).share_memory_(),
               multiprocessing.get_context("spawn").Barrier(n_processes))

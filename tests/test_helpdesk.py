@@ -335,18 +335,18 @@ def test_query_is_a_function_of_the_draft():
         assert set(json.loads(before)["entities"]) <= set(ENTITY_TYPES)
 
 
-def test_words_alone_tell_most_of_the_intent():
-    """A bag of words learns the intent from 1,800 tickets; a generator whose labels are not in its text would fail here."""
+def test_words_alone_tell_most_of_the_intent(sample, originals):
+    """A bag of words learns the intent from half of the rows; a generator whose labels are not in its text would fail here."""
     from sklearn.feature_extraction.text import TfidfVectorizer
     from sklearn.linear_model import SGDClassifier
 
-    (train, truth), (test, test_truth) = generate_helpdesk(1800, seed=11), generate_helpdesk(500, seed=12)
-    bag = TfidfVectorizer(ngram_range=(1, 2), min_df=2, sublinear_tf=True)
-    known, unknown = bag.fit_transform(train.text), bag.transform(test.text)
+    queries = sample[1].set_index("id").clean_query.loc[originals.id].map(json.loads)
+    bag = TfidfVectorizer(ngram_range=(1, 2), min_df=3, sublinear_tf=True)
+    known, unknown = bag.fit_transform(originals.text[::2]), bag.transform(originals.text[1::4])
     for key, least in (("intent", .85), ("priority", .6)):
-        labels, wanted = ([json.loads(query)[key] for query in part.clean_query] for part in (truth, test_truth))
-        found = SGDClassifier(alpha=1e-5, max_iter=12, tol=None, random_state=0).fit(known, labels).predict(unknown)
-        assert np.mean(found == np.array(wanted)) > least, key
+        labels = queries.map(lambda query, key=key: query[key]).to_numpy(str)
+        found = SGDClassifier(alpha=1e-5, max_iter=8, tol=None, random_state=0).fit(known, labels[::2]).predict(unknown)
+        assert np.mean(found == labels[1::4]) > least, key
 
 
 def test_tasks_name_columns_of_the_sample(sample):

@@ -267,15 +267,15 @@ def test_two_browsers_share_the_controls(show):
     panel.beacon.send = lambda content, buffers=None: sent.append(content)
     panel.beacon._handle_custom_msg({"kind": "hello"}, [])
     panel.beacon._handle_custom_msg({"kind": "other"}, [])
-    assert panel.live is live and sent == [{"kind": "live"}] and len(panel.box.children) == 2
+    assert panel.live is live and sent == [{"kind": "live"}] and len(panel.box.children) == 3
 
 
 def test_a_chart_keeps_its_widget_from_one_result_to_the_next(show):
     panel, _ = show(ToyPanel())
     before = dict(panel.live.figures)
     panel.run(number=9)
-    assert panel.live.figures == before and list(panel.live.figures["bars"].data[0].y) == [9, 1]
-    assert all(figure._config["showSendToCloud"] is False for figure in before.values())
+    assert panel.live.figures == before and list(panel.live.figures["bars"].source.data[0].y) == [9, 1]
+    assert all(figure.config["showSendToCloud"] is False for figure in before.values())
 
 
 def test_each_result_brings_the_static_face_up_to_date(show):

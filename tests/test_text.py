@@ -87,12 +87,6 @@ def test_exact_duplicates_equal_a_dictionary(engine):
     assert exact_duplicates(text_buffer(texts)).tolist() == [first.setdefault(t, i) for i, t in enumerate(texts)]
 
 
-def test_equal_hashes_are_not_believed(monkeypatch):
-    "Two texts whose hashes collide are not reported as duplicates."
-    monkeypatch.setattr(text, "hash_spans", lambda data, starts, ends, table: np.zeros(len(starts), "uint64"))
-    assert exact_duplicates(text_buffer(["a", "b", "a"])).tolist() == [0, 1, 0]
-
-
 def python_shingles(t, n):
     words = python_words(t)
     return [tuple(words[i:i + n]) for i in range(len(words) - n + 1)] if len(words) >= n else [tuple(words)] if words else []

@@ -70,9 +70,7 @@ class ComparePanel(Panel):
     def choose(self, **changes):
         "Change parameters from the view and run again."
         if self.live is None: return self.run(**changes)
-        self.live.writing = True
-        try: self.live.form.write(changes)
-        finally: self.live.writing = False
+        with self.live.quietly(): self.live.form.write(changes)
         self.params = {**self.params, **changes}
         self.launch()
 
@@ -85,13 +83,12 @@ class ComparePanel(Panel):
     def choices(self, result):
         "The baseline and the metrics, as they are and as they could be."
         systems, metrics = result.summary["systems"], list(dict.fromkeys(result.frame.loc[result.frame["kind"] == "quality", "metric"]))
-        baseline = kept(self, "baseline", lambda: ipywidgets.Dropdown(description="baseline", tooltip="The system that the others are held against", layout={"width": "24em"}))
-        chosen = kept(self, "metrics", lambda: ipywidgets.SelectMultiple(description="metrics", rows=4, tooltip="Hold Ctrl or Cmd for several; none means those that suit", layout={"width": "22em"}))
-        for widget in (baseline, chosen): widget.unobserve_all()
-        baseline.options, baseline.value = systems, result.summary["baseline"]
-        chosen.options, chosen.value = list(METRICS), metrics
-        baseline.observe(lambda change: self.choose(baseline=change["new"]), names=["value"])
-        chosen.observe(lambda change: self.choose(metrics=list(change["new"]) or None), names=["value"])
+        baseline = kept(self, "baseline", lambda: ipywidgets.Dropdown(description="baseline", tooltip="The system that the others are held against", layout={"width": "24em"}),
+                        lambda value: self.choose(baseline=value))
+        chosen = kept(self, "metrics", lambda: ipywidgets.SelectMultiple(options=tuple(METRICS), description="metrics", rows=4, layout={"width": "22em"},
+                                                                         tooltip="Hold Ctrl or Cmd for several; none means those that suit"),
+                      lambda value: self.choose(metrics=list(value) or None))
+        baseline.options, baseline.value, chosen.value = tuple(systems), result.summary["baseline"], tuple(metrics)
         return ipywidgets.HBox([baseline, chosen], layout={"flex_flow": "row wrap"})
 
     def examples_view(self, result):

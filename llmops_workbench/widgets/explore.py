@@ -47,8 +47,8 @@ class ExplorePanel(Panel):
         def moved(change=None):
             longer = int((tokens > slider.value).sum())
             share.value = f'<span style="margin-left:8px">{longer:,} of {len(tokens):,} texts ({longer/max(len(tokens), 1):.1%}) are longer</span>'
-            with chart.batch_update():
-                for line in chart.layout.shapes: line.x0 = line.x1 = slider.value
+            with chart.batch_update() as figure:
+                for line in figure.layout.shapes: line.x0 = line.x1 = slider.value
             if change and self.live: self.live.form.fields["max_length_tokens"].control.value = slider.value
         slider.observe(moved, names=["value"])
         moved()

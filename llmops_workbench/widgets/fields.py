@@ -50,7 +50,7 @@ class Field:
 
     def write(self, value):
         "Show a value; a live object is kept aside and named."
-        frozen = value is None or isinstance(value, (str, bool, int, float, list, tuple, Mapping))
+        frozen = value is None or isinstance(value, (str, bool, int, float, list, tuple)) or (isinstance(value, Mapping) and self.parameter.type == "dict")
         self.held = None if frozen else value
         if not frozen: self.control.placeholder, value = f"{type(value).__name__} from Python; type a name to take other data", ""
         if isinstance(self.control, (ipywidgets.Text, ipywidgets.Textarea)): value = as_text(value)

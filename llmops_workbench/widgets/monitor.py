@@ -23,6 +23,7 @@ class MonitorPanel(Panel):
     title = "Watch for drift"
     purpose = "What changed between the reference and the current rows, since when, by how much, and which rows show it."
     first_fields = ("reference", "current", "time_column", "split_at", "window", "text_column")
+    feature = None             # The one looked at, kept from result to result
 
     def live_view(self, result):
         words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()))
@@ -39,27 +40,24 @@ class MonitorPanel(Panel):
 
     def feature_view(self, result):
         "One feature in time, before and now, with its threshold to move."
-        choice = kept(self, "feature", lambda: ipywidgets.Dropdown(description="feature", tooltip="The feature to look at", layout={"width": "26em"}))
-        threshold = kept(self, "threshold", lambda: ipywidgets.FloatSlider(description="threshold", min=0.01, max=1, step=0.01, continuous_update=False, layout={"width": "28em"},
-                                                                           tooltip="Statistic from which the feature counts as drifted"))
+        choice = ipywidgets.Dropdown(description="feature", tooltip="The feature to look at", layout={"width": "26em"})
+        threshold = ipywidgets.FloatSlider(description="threshold", min=0.01, max=1, step=0.01, continuous_update=False, layout={"width": "28em"},
+                                           tooltip="Statistic from which the feature counts as drifted")
         place = ipywidgets.VBox()
-        for widget in (choice, threshold): widget.unobserve_all()
         names = [name for name in result.frame["feature"] if (result.distributions["feature"] == name).any() or (result.windows["feature"] == name).any()]
-        choice.options = names
+        choice.options, choice.value = names, self.feature if self.feature in names else names[0] if names else None
         limits = dict(zip(result.frame["feature"], result.frame["threshold"]))
         def draw(change=None):
             drawn = [name for name in ("window", "distribution") if len(getattr(result, f"{name}s")) and (getattr(result, f"{name}s")["feature"] == choice.value).any()]
             place.children = [self.figure_widget(f"one {name}", result.figure(f"{name}:{choice.value}")) for name in drawn]
-            if change: set_threshold(limits[choice.value])
-        def set_threshold(value):
-            threshold.unobserve_all()
-            threshold.value = value
-            threshold.observe(moved, names=["value"])
-        def moved(change): self.set_threshold(choice.value, change["new"])
+            self.feature, threshold.value = choice.value, limits[choice.value]
+        def moved(change):
+            # The slider follows the feature too; only a value that is not its threshold is somebody's wish.
+            if change["new"] != limits[choice.value]: self.set_threshold(choice.value, change["new"])
         if names:
             draw()
-            set_threshold(limits[choice.value])
             choice.observe(draw, names=["value"])
+            threshold.observe(moved, names=["value"])
         return ipywidgets.VBox([ipywidgets.HBox([choice, threshold], layout={"flex_flow": "row wrap"}), place])
 
     def set_threshold(self, feature, value):

@@ -18,6 +18,7 @@ import threading
 import time
 import traceback
 from collections.abc import Mapping
+from contextlib import contextmanager
 
 import ipywidgets
 import traitlets
@@ -26,8 +27,9 @@ from IPython import get_ipython
 from IPython.display import display
 
 from .. import params as kit
-from ..display import Result, escape, is_live, live_figure, result_parts, static_face, table_html, theme, visible
+from ..display import Result, escape, is_live, result_parts, static_face, table_html, visible
 from ..errors import UserError
+from .chart import Chart, Library, library
 from .fields import Beacon, CopyText, html_widget, make_form
 
 # %% ../../nbs/widgets/40_panel.ipynb #3bc5648f
@@ -229,12 +231,22 @@ class Live:
 
     def show(self, result):
         "A new result, with the form showing what gave it."
-        self.writing = True
-        try: self.form.write(self.panel.params)
-        finally: self.writing = False
+        with self.quietly():
+            self.form.write(self.panel.params)
+            if result is not None: self.view.children = [self.panel.live_view(result)]
         self.refresh()
         self.complain(self.panel.error)
-        if result is not None: self.view.children = [self.panel.live_view(result)]
+
+    @contextmanager
+    def quietly(self):
+        "What the program writes into a control is no wish of the person in front of it."
+        before, self.writing = self.writing, True
+        try: yield
+        finally: self.writing = before
+
+    def on_choice(self, control, callback):
+        "Call back with a value that somebody chose."
+        control.observe(lambda change: None if self.writing else callback(change["new"]), names=["value"])
 
     def say(self, text:str, share=None):
         bar = f'<progress value="{share:.3f}" max="1" style="vertical-align:middle"></progress> ' if share is not None else ""
@@ -255,8 +267,9 @@ def _same(some, others) -> bool:
     return some.keys() == others.keys() and all(equal(value, others[name]) for name, value in some.items())
 
 def _close(widget):
+    "All of it but the script library, which other panels share."
     for child in getattr(widget, "children", ()): _close(child)
-    widget.close()
+    if not isinstance(widget, Library): widget.close()
 
 # %% ../../nbs/widgets/40_panel.ipynb #94cb8a8e
 @patch
@@ -276,14 +289,11 @@ def figure_widget(
     self:Panel,
     name:str,     # The same name gets the same widget again
     figure,       # A plotly figure
-):                # A FigureWidget
-    "A live chart. A new one costs the browser five megabytes, so the one on the screen takes the new figure over."
+) -> Chart:       # On the screen, with the new figure in it
+    "A live chart. The one on the screen takes the new figure over, so that nothing jumps and a zoom stays."
     known = self.live.figures if self.live else {}
-    if name not in known: known[name] = live_figure(figure)
-    else:
-        known[name].data = ()
-        known[name].layout = theme(figure).layout
-        known[name].add_traces(figure.data)
+    if name in known: known[name].show(figure)
+    else: known[name] = Chart(figure)
     return known[name]
 
 # %% ../../nbs/widgets/40_panel.ipynb #6e64423b
@@ -368,7 +378,7 @@ def _on_message(self:Panel, widget, content, buffers):
         if self.live is None:
             self.live = Live(self)
             self.live.show(self.result)
-            self.box.children = [self.beacon, self.live.widget]
+            self.box.children = [self.beacon, library(), self.live.widget]
     self.beacon.send({"kind": "live"})
 
 # %% ../../nbs/widgets/40_panel.ipynb #1677bc10

@@ -214,9 +214,12 @@ def kept(
     panel,        # A panel
     name:str,     # What the widget is called in it
     make,         # Function without arguments that makes it
+    on_choice=None, # Called with a value that somebody chooses in it
 ):                # The same widget for as long as the panel's controls live
     "A widget that outlives the result it first showed."
     if panel.live is None: return make()
     parts = panel.live.__dict__.setdefault("kept", {})
-    if name not in parts: parts[name] = make()
+    if name not in parts:
+        parts[name] = make()
+        if on_choice: panel.live.on_choice(parts[name], on_choice)
     return parts[name]
