@@ -37,6 +37,7 @@ Modules:
 - `llmops_workbench.prompting`: Every prompt with every model on the same examples, scored side by side
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
+- `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.records`: What is kept of a run, and in which form
 - `llmops_workbench.registry`: Prompts and models by name, version and alias
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else

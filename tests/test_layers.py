@@ -29,7 +29,7 @@ UPWARD = {("display", "store")}
 # Longer than the law allows, to be split.
 LONG = {"training"}
 # A stage imports the kit, not another stage, save these.
-ALLOWED_BETWEEN_STAGES = {("tuning", "finetuning"), ("finetuning", "training"), ("monitoring", "drift"), ("monitoring", "labeling")}
+ALLOWED_BETWEEN_STAGES = {("tuning", "finetuning"), ("finetuning", "training"), ("readiness", "finetuning"), ("readiness", "training"), ("monitoring", "drift"), ("monitoring", "labeling")}
 
 
 def floors():

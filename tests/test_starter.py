@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 import llmops_workbench
-from llmops_workbench.corpus import MIX, SPECIAL, TASKS, as_chat, documentation_texts, encode_chat, random_sequence
+from llmops_workbench.corpus import MIX, SPECIAL, TASKS, as_chat, ask_ticket, documentation_texts, encode_chat, random_sequence, read_tickets
 from llmops_workbench.helpdesk import QUERY_SCHEMA, generate_helpdesk, helpdesk_tasks
 from llmops_workbench.material import draw_message, draw_value, write_prose
 from llmops_workbench.models import import_torch, import_transformers, load_model
@@ -148,12 +148,22 @@ def test_the_corpus_has_no_target_of_the_help_desk():
     assert not [text for text in plain if re.search(r'"intent"\s*:', text)]
 
 
-def test_tickets_of_the_corpus_are_texts_of_other_seeds():
-    from llmops_workbench.corpus import ticket_texts
-    sample = set(generate_helpdesk(n_rows=1000, seed=0)[0]["text"])
-    read = ticket_texts(n_seeds=1, n_rows=1000)
-    assert all(isinstance(text, str) and '"intent"' not in text for text in read)
-    assert len(sample & set(read)) < .02 * len(sample)
+def test_tickets_of_the_corpus_are_of_other_seeds_and_asked_about_in_other_words():
+    "What fine-tuning has to teach is the form: no label, no key, no sentence and no prompt of the sample's targets may stand in a question or an answer."
+    frame = generate_helpdesk(n_rows=1000, seed=0)[0]
+    read = read_tickets(n_seeds=1, n_rows=1000)
+    assert len(set(frame["text"]) & {ticket["text"] for ticket in read}) < .02 * len(frame)
+    labels, summaries = set(QUERY_SCHEMA["properties"]["intent"]["enum"]), set(frame["summary"])
+    prompts = [prompt.split("{")[0].strip() for prompt, _ in helpdesk_tasks().values()]
+    rng = random.Random(0)
+    for ticket in read:
+        for message in ask_ticket(rng, ticket, n_questions=3):
+            said = message["content"].replace(ticket["text"], "")
+            assert not re.search(r'"(intent|priority|entities|product)"\s*:', said), said
+            assert not [prompt for prompt in prompts if prompt in said], said
+            if message["role"] == "assistant":
+                assert not labels & set(re.findall(r"\w+", said)) - {label for label in labels if "_" not in label}, said
+                assert said not in summaries
 
 
 def test_nothing_in_the_corpus_comes_from_the_restaurant_data(shared_data):
