@@ -88,6 +88,7 @@ _PUBLIC = {
     "compare": "comparison",
     "finetune": "finetuning",
     "detect_drift": "drift",
+    "preflight": "readiness",
     "run_workflow": "runner",
     "run_pipeline": "pipeline",
 }

@@ -131,8 +131,10 @@ def theme(
 
 # %% ../nbs/02_display.ipynb #b09ee4c7
 class Html(str):
-    "Markup that is already safe to show; every other text is escaped."
+    "Markup that is already safe to show; every other text is escaped. A cell that ends in it shows it."
     def __html__(self): return str(self)
+    _repr_html_ = __html__
+    def __repr__(self): return f"Html({len(self):,} characters)"
 
 def static_face(
     parts,          # Sentences, frames, plotly figures, `Html`, or `(caption, frame)` pairs

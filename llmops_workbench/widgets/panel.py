@@ -23,11 +23,12 @@ from contextlib import contextmanager
 import ipywidgets
 import traitlets
 from fastcore.basics import patch
+from pandas import DataFrame
 from IPython import get_ipython
 from IPython.display import display
 
 from .. import params as kit
-from ..display import Result, escape, is_live, result_parts, static_face, table_html, visible
+from ..display import Html, Result, escape, is_live, result_parts, static_face, table_html, visible
 from ..errors import UserError
 from .chart import Chart, Library, library
 from .fields import Beacon, CopyText, html_widget, make_form
@@ -78,6 +79,21 @@ def words(self:Panel) -> list[str]:
     if self._thread and self._thread.is_alive(): return ["Still running: run this cell again when it is done"]
     return ["Not launched yet: press Launch above, then run the cells below again" if self.waits_for_click else
             "Not run yet: press Run above, then run the cells below again"]
+
+@patch
+def show(
+    self:Panel,
+    name:str|None=None,   # A frame or dictionary of the result, such as "frame" or "outputs"; None: what came of it in words
+    columns=None,         # Columns to show, those that there are
+    where=None,           # Function from the frame to a mask: which rows to show
+    max_rows:int=10,      # Rows to show, the first ones
+) -> Html:
+    "A part of the result on the page of a workflow, or what to do to get one."
+    if self.result is None or name is None: return Html("".join(f"<p>{escape(line)}</p>" for line in self.words()))
+    part = getattr(self.result, name)
+    frame = DataFrame(part.items(), columns=[name, "value"]) if isinstance(part, Mapping) else part
+    if where is not None: frame = frame[where(frame)]
+    return Html(table_html(frame[[c for c in columns or frame if c in frame]], max_rows=max_rows))
 
 @patch
 def wait(
