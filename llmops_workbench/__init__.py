@@ -43,7 +43,10 @@ Modules:
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
 - `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
+- `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
+- `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
+- `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
@@ -52,11 +55,12 @@ Modules:
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
-- `llmops_workbench.training`: What runs in the worker process: batches by length, a schedule that fits the time, checkpoints that are whole or absent
+- `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
+- `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code

@@ -128,7 +128,7 @@ def require_columns(
     for name in names:
         if name not in frame.columns: raise MissingColumnError(explain(f"{source} has no column '{name}' ({parameter})",
             f"Its columns are: {', '.join(map(str, frame.columns[:30]))}{' ...' if len(frame.columns) > 30 else ''}",
-            suggest(name, frame.columns) or f"Pass one of them as {parameter}"))
+            suggest(name, frame.columns) or (f"Pass one of them as {parameter}" if parameter.isidentifier() else "Name one of them, or add the column")))
     return names
 
 # %% ../nbs/03_datasets.ipynb #334eab54
@@ -286,7 +286,7 @@ def read_dataset(
     name = _check_name(name or (dataset.name if dataset else _plain_name(source.resolve().stem) if isinstance(source, Path) else "frame"))
     frame, rejected, notes = read
     require_columns(frame, columns, "text_column", given)
-    require_columns(frame, keep_text, "keep_text", given)
+    for column in keep_text: require_columns(frame, column, f"{{{column}}} in a template, or keep_text", given)
     frame = _as_text(frame, columns, keep_text, rejected)
     if not len(frame): raise SourceFormatError(explain(f"No row of '{name}' can be used" + (f": {len(rejected)} were rejected, the first because "
         f"{rejected[0][2]}" if rejected else ""), "At least one row is needed", "Check the file, or the name of the column"))

@@ -15,6 +15,7 @@ __all__ = ['PLOTLY_CONFIG', 'table_html', 'picture', 'theme', 'Html', 'static_fa
 import copy
 import json
 import os
+import re
 
 import numpy as np
 import pandas as pd
@@ -34,6 +35,7 @@ def _text_of(value, form) -> str:
     if form: return format(value, form)
     if isinstance(value, (float, np.floating)): return f"{value:,.1f}" if abs(value) >= 1000 else f"{value:.4g}"
     if isinstance(value, pd.Timestamp): return str(value).removesuffix(" 00:00:00")
+    if isinstance(value, (list, tuple)) and value and all(isinstance(each, str) for each in value): return " | ".join(value)
     if isinstance(value, (dict, list, tuple, np.ndarray)): return json.dumps(value, ensure_ascii=False, default=_json_default)
     return str(value)
 
@@ -64,7 +66,7 @@ def table_html(
         cells = [f'<th scope="row" style="text-align:left">{_cell(_label(entry), None, max_chars)}</th>'] if named else []
         for column, name in enumerate(shown.columns):
             value = _cell(shown.iat[position, column], formats.get(name), max_chars)
-            cells.append(f'<td style="{_NUMBER if numeric[column] else _TEXT}">{value}</td>')
+            cells.append(f'<td style="{_NUMBER if numeric[column] else _LONG if _LONG_WORD.search(value) else _TEXT}">{value}</td>')
         rows.append(f"<tr>{''.join(cells)}</tr>")
     title = f'<caption style="{_CAPTION}">{escape(caption)}</caption>' if caption else ""
     body = f'<thead><tr>{"".join(heads)}</tr></thead><tbody>{"".join(rows)}</tbody>'
@@ -74,7 +76,10 @@ def table_html(
 _SMALL = "color:var(--jp-ui-font-color2,#616161);font-size:0.9em"
 _CAPTION = "text-align:left;font-weight:600;padding:4px 0;color:var(--jp-ui-font-color1,inherit)"
 _NUMBER = "text-align:right;font-variant-numeric:tabular-nums"
-_TEXT = "text-align:left;white-space:pre-wrap;overflow-wrap:anywhere;max-width:44em"
+_TEXT = "text-align:left;white-space:pre-wrap;max-width:44em"
+_LONG = f"{_TEXT};overflow-wrap:anywhere"
+# Only what has no place to break may break anywhere: a column of ids would shrink to one sign a line.
+_LONG_WORD = re.compile(r"\S{31}")
 
 def _head(name) -> str: return f'<th scope="col" style="text-align:left">{_cell(_label(name), None, 80)}</th>'
 

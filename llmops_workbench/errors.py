@@ -23,7 +23,7 @@ def explain(
 ) -> str:           # One line
     "The three parts of a message as one line, whatever the parts bring along."
     sentences = (" ".join(part.split()).rstrip(".") for part in (given, allowed, todo))
-    return " ".join(f"{sentence}." for sentence in sentences if sentence)
+    return " ".join(sentence if sentence.endswith(("?", "!")) else f"{sentence}." for sentence in sentences if sentence)
 
 # %% ../nbs/00_errors.ipynb #669a1558
 def suggest(

@@ -29,6 +29,13 @@ class FileLock:
         fcntl.flock(self._handle, fcntl.LOCK_UN)  # closing alone would leave it with a child forked meanwhile
         os.close(self._handle)
         self._handle = None
+    def reserve(self, n_bytes):
+        "Take space on the disk that `free` gives back, for what has to be written even when the disk is full."
+        try: os.write(self._handle, bytes(n_bytes))
+        except OSError as error: raise WorkspaceError(explain(f"Cannot write '{self.path}': {error.strerror}", "", "Free some space and try again")) from None
+    def free(self):
+        "Give the reserved space back, and keep the lock."
+        if self._handle is not None: os.ftruncate(self._handle, 0)
     def __enter__(self): return self
     def __exit__(self, *error): self.release()
 

@@ -45,7 +45,7 @@ def decode(
         byte = f"byte 0x{data[start]:02x}" if start < len(data) else "the end"
         raise SourceFormatError(explain(f"'{source}' is not {codec.removesuffix('-sig')}: {byte} at offset {start} (line "
             f"{data.count(10, 0, start) + 1}) cannot be decoded", "UTF-8 is read without being asked",
-            "Save the file as UTF-8 or pass its encoding, for example encoding=\"cp1252\"")) from None
+            "Save the file as UTF-8, or read it in Python with read_dataset(FILE, encoding=\"cp1252\")")) from None
 
 # %% ../nbs/03_readers.ipynb #70759d55
 _SEPARATORS = {",": "comma", ";": "semicolon", "\t": "tab", "|": "bar"}
@@ -104,7 +104,7 @@ def read_csv(
         kept.append(cells); numbers.append(number)
     _require_rows(number, source)
     if not kept: raise SourceFormatError(explain(f"None of the {number} rows of '{source}' fits its header of {len(names)} columns",
-        f"The separator was taken to be a {_SEPARATORS.get(separator, repr(separator))}", "Pass another one as separator, or mend the header"))
+        f"The separator was taken to be a {_SEPARATORS.get(separator, repr(separator))}", "Mend the header, or read it in Python with read_dataset(FILE, separator=...)"))
     # str.maketrans and friends would be no faster: the transpose is the whole cost.
     columns = zip(*kept)
     frame = pd.DataFrame({name: pd.Series(cells, index=pd.Index(numbers, dtype="int64"), dtype="str") for name, cells in zip(names, columns)})

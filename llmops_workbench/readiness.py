@@ -23,6 +23,8 @@ from .display import Result
 from .errors import UserError
 from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits, say_duration
 from .jobs import ACTIVE_STATES
+from .schedules import make_schedule, measure_step
+from .sequences import LengthSampler, collate, encode_examples, padded_share
 from .settings import load_settings
 
 # %% ../nbs/14_readiness.ipynb #50ee633a
@@ -100,7 +102,6 @@ def _check_data(checks, source, fit, held_out, params):
 
 def _check_tokens(checks, local, examples, options, most=2000):
     "Lengths, cuts, template, and whether the end of an answer is learned; at most `most` examples are looked at."
-    from llmops_workbench.training import encode_examples
     part = examples if len(examples) <= most else examples.sample(most, random_state=options.seed)
     encoded = encode_examples(local.tokenizer, part, options.max_length, local.network)
     cut, lost = float((encoded["n_tokens"] > options.max_length).mean()), float((encoded["n_answer"] == 0).mean())
@@ -122,8 +123,7 @@ def _check_tokens(checks, local, examples, options, most=2000):
 # %% ../nbs/14_readiness.ipynb #a3af1e1d
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
-    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, collate, inner_network, make_schedule, measure_step, \
-        padded_share, peak_memory, precision_context, prefer_attention, LengthSampler
+    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, peak_memory, precision_context, prefer_attention
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network

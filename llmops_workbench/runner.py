@@ -17,16 +17,17 @@ import re
 import secrets
 import tempfile
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
 from . import errors
 from .catalogue import Workflow, list_workflows, read_workflow
-from .errors import OutputInUseError, ParameterValueError, RunFailedError, SourceFormatError, explain
+from .errors import OutputInUseError, ParameterValueError, RunFailedError, SourceFormatError, WorkspaceError, explain
 from .locks import try_lock
 from .params import check_parameters, defaults_of, parameters_in_cell
-from .settings import workspace_dir, write_atomically
+from .settings import cause_of, workspace_dir, write_atomically
 
 # %% ../nbs/30_runner.ipynb #a11a11a1
 _all_ = ["list_workflows"]  # whoever runs workflows looks here for their names
@@ -68,7 +69,10 @@ def claim_output(
     path = Path(output).expanduser().absolute() if output else workspace_dir(settings, "runs")/name
     if path.suffix != ".ipynb":
         raise ParameterValueError(explain(f"The output '{output}' is no notebook", "Its name ends in .ipynb", f"Write {path.with_suffix('.ipynb').name}"))
-    lock = try_lock(path.with_name(f".{path.name}.lock"))
+    try: lock = try_lock(path.with_name(f".{path.name}.lock"))
+    except WorkspaceError as error:
+        raise WorkspaceError(explain(f"The output '{path}' cannot be written: {cause_of(error.__context__)}", "",
+                                     "Choose one in a folder that you may write to")) from None
     if lock is None:
         raise OutputInUseError(explain(f"Another run is writing '{path}'", "One path belongs to one run at a time", "Wait for it, or choose another output"))
     if not path.exists() or _was_run(path): return path, lock
@@ -177,16 +181,21 @@ def run_workflow(
 def _execute(run, workflow, values, path, on_progress):
     "Run the cells, keep the notebook, end the run in the state it deserves."
     began, settings = time.monotonic(), run.store.settings
-    def finish(status, error=None):
+    def keep():
         if path.exists(): run.store.attach_notebook(run.run_id, path)
+    def finish(status, error=None):
         run.finish(status, error)
         record = run.store.get_run(run.run_id)
         return WorkflowRun(run.run_id, path, status, record.summary, record.outputs, time.monotonic() - began, record.error)
-    try: _call_papermill(workflow, values, save_to=path, on_cell=on_progress, kernel_cwd=settings.source.parent if settings.source else Path.cwd(),
-                         environment={"LLMOPS_RUN_ID": run.run_id, "LLMOPS_WORKSPACE": str(settings.workspace), "LLMOPS_STORE": settings.store})
+    try:
+        _call_papermill(workflow, values, save_to=path, on_cell=on_progress, kernel_cwd=settings.source.parent if settings.source else Path.cwd(),
+                        environment={"LLMOPS_RUN_ID": run.run_id, "LLMOPS_WORKSPACE": str(settings.workspace), "LLMOPS_STORE": settings.store})
+        keep()
     except BaseException as error:
         mine = _as_ours(error, workflow, path)
-        mine.run = finish("FAILED" if isinstance(mine, Exception) else "KILLED", mine)
+        # On a full disk neither may succeed, and what went wrong first is still what is said.
+        with suppress(WorkspaceError): keep()
+        with suppress(WorkspaceError): mine.run = finish("FAILED" if isinstance(mine, Exception) else "KILLED", mine)
         raise mine from (error if mine is not error else None)
     return finish("FINISHED")
 

@@ -230,8 +230,8 @@ def pretrain(
     max_s:float=2700,           # ... or after so many seconds, whichever comes first
     tokens_per_batch:int=3072,  # A process and step
     seed:int=0,                 # Seed of the texts
-    phase:float=.5,             # Share of the training on the first mix, 0-1
-    probe_every_s:float=60,     # Seconds between probes
+    phase:float=.35,            # Share of the training on the first mix, 0-1
+    probe_every_s:float=300,    # Seconds between probes
     save_every_s:float=90,      # Seconds between checkpoints
     rank:int=0,                 # Which process this is
     shared=None,                # (clock, gradients, barrier) if there are several

@@ -23,6 +23,7 @@ import tempfile
 import time
 import urllib.parse
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
@@ -62,12 +63,18 @@ class _Client:
         def call(*args, **kwargs):
             try: return method(*args, **kwargs)
             except self._error as error:
+                if _is_full(error): raise _full(self._address) from error
                 text = str(error).split("\n")[0].split("[SQL")[0][:300]
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST" or text.endswith("not found."): raise SourceNotFoundError(explain(text)) from error
                 if error.error_code == "INVALID_PARAMETER_VALUE": raise ParameterValueError(explain(text)) from error
                 raise WorkspaceError(explain(f"The store at {_shown(self._address)} failed: {text}", "",
-                                             "If the disk is full or the database is busy, put that right and try again")) from error
+                                             "If the database is busy or away, put that right and try again")) from error
         return call
+
+def _is_full(error): return "disk is full" in str(error)
+
+def _full(address):
+    return WorkspaceError(explain(f"The store at {_shown(address)} failed: the disk is full", "", "Free some space and try again; what it holds is whole"))
 
 def _shown(address):
     "An address without its password."
@@ -84,7 +91,9 @@ class Store(Registry):
         self._folder = workspace_dir(settings, "journal", digest)  # of this address: a run of another would not be found here
         database, beside = _sqlite_file(self.address), _files_beside(settings)
         with file_lock(database.with_suffix(".lock") if database else self._folder/"open.lock", timeout_s=120):
-            try: self.client = _Client(self.address)
+            try:
+                if database and not (database.exists() and database.stat().st_size): _make_database(database)
+                self.client = _Client(self.address)
             except Exception as error: raise _cannot_open(self.address, error) from error
             found = self.client.get_experiment_by_name(EXPERIMENT)
             location = found.artifact_location if found else beside.as_uri() if beside else None
@@ -107,6 +116,17 @@ def _sqlite_file(address):
     os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # a connection kept open does not survive a fork
     return Path(address.removeprefix("sqlite:///").partition("?")[0])
 
+def _make_database(database):
+    "The tables are made under another name: a first start that a full disk or a signal cuts off leaves no half a store."
+    new = database.with_name(f".{database.name}.new")
+    parts = (new, new.with_name(f"{new.name}-journal"))
+    for part in parts: part.unlink(missing_ok=True)
+    try:
+        _Client(f"sqlite:///{new}")
+        os.replace(new, database)
+    finally:
+        for part in parts: part.unlink(missing_ok=True)
+
 def _files_beside(settings):
     "Where the files of the runs go; None for a server, which has a place of its own."
     if settings.store.startswith(("http://", "https://")): return None
@@ -120,6 +140,7 @@ def _local_folder(location):
 
 # %% ../nbs/06_store.ipynb #b6cad94e
 def _cannot_open(address, error):
+    if _is_full(error): return _full(address)
     text = str(error).split("[SQL")[0]
     found = re.search(r"found version (\w+), but expected", text)
     version = importlib.metadata.version("mlflow")
@@ -166,6 +187,7 @@ class Run:
 
     def finish(self, status="FINISHED", error=None):
         "End the run: carry its metrics, keep the error's line, set the state (FINISHED, FAILED or KILLED)."
+        if self._lock: self._lock.free()
         try: self.store.journal.flush(self.run_id)
         finally:
             if error is not None: self.store.client.set_tag(self.run_id, "llmops.error", " ".join((str(error) or type(error).__name__).split())[:2000])
@@ -186,12 +208,20 @@ def start_run(
     name = name or f"{stage}-{time.strftime('%Y%m%d-%H%M%S')}"
     marks = {"llmops.stage": stage, **{key: str(value) for key, value in (tags or {}).items()}}
     run_id = self.client.create_run(self.experiment_id, tags=marks, run_name=name).info.run_id
-    # Held while this process lives: a run that says RUNNING and whose lock is free has lost its process.
-    lock = try_lock(self._folder/"running"/f"{run_id}.lock")
-    self._put_json(run_id, "environment.json", environment())
-    self._add_params(run_id, params or {})
-    self._add_datasets(run_id, datasets)
-    return Run(self, run_id, lock)
+    run = Run(self, run_id)
+    try:
+        # Held while this process lives: a run that says RUNNING and whose lock is free has lost its process.
+        run._lock = try_lock(self._folder/"running"/f"{run_id}.lock")
+        if run._lock: run._lock.reserve(_BALLAST_BYTES)
+        self._put_json(run_id, "environment.json", environment())
+        self._add_params(run_id, params or {})
+        self._add_datasets(run_id, datasets)
+    except BaseException as error:
+        with suppress(WorkspaceError): run.__exit__(type(error), error, None)
+        raise
+    return run
+
+_BALLAST_BYTES = 2**17  # Given back when a run ends: on a disk that has filled up meanwhile, its end can still be written
 
 @patch
 def open_run(
@@ -325,7 +355,7 @@ def _status(self:Store, info):
     path = self._folder/"running"/f"{info.run_id}.lock"
     if info.status != "RUNNING" or not path.exists(): return info.status  # no lock: it runs on another machine
     lock = try_lock(path)
-    if lock: lock.release()  # and leave the file: it is what tells a lost run from one on another machine
+    if lock: lock.free(), lock.release()  # and leave the file: it is what tells a lost run from one on another machine
     return "LOST" if lock else "RUNNING"
 
 def _duration_s(info): return None if info.end_time is None else (info.end_time - info.start_time)/1000

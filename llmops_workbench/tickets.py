@@ -12,6 +12,7 @@ __all__ = ['PRIORITIES', 'LANGUAGES', 'ENTITY_TYPES', 'PII_TYPES', 'CHANNELS', '
            'compose', 'dress', 'write_query', 'write_summary']
 
 # %% ../nbs/01_tickets.ipynb #8b9fdd02
+import hashlib
 import json
 import re
 import unicodedata
@@ -85,11 +86,11 @@ class Person:
 
 # %% ../nbs/01_tickets.ipynb #818c5695
 LANGUAGES = ("en", "de", "fr", "es", "it")
-# locale, Faker's method for a social security or tax number (it has none for Germany), telephone numbers
+# locale, Faker's method for a social security or tax number (none for Germany, and Spain's ignores the seed), telephone numbers
 _COUNTRIES = {"en": (("en_US", "ssn", ("+1 202 555 01##", "202-555-01##")), ("en_GB", "ssn", ("+44 20 7946 0###", "020 7946 0###"))),
               "de": (("de_DE", "", ("+49 30 23125 ###", "030 23125 ###")),),
               "fr": (("fr_FR", "ssn", ("+33 1 99 00 ## ##", "01 99 00 ## ##")),),
-              "es": (("es_ES", "nif", ("+34 910 555 0##", "910 555 0##")),),
+              "es": (("es_ES", "", ("+34 910 555 0##", "910 555 0##")),),
               "it": (("it_IT", "ssn", ("+39 06 5555 0###", "06 5555 0###")),)}
 
 def pick(
@@ -104,6 +105,11 @@ def _german_tax_number(rng):
     digits = [str(d) for d in rng.permutation(10)]
     digits[9 if digits[0] != "0" else 0] = digits[5]
     return "".join(digits) + tax_digit("".join(digits))
+
+def _spanish_identity_number(name):
+    "Eight digits and the letter that checks them, from the name alone, so that no draw of anything else moves."
+    number = int.from_bytes(hashlib.blake2b(name.encode(), digest_size=8).digest()) % 10**8
+    return f"{number:08d}{'TRWAGMYFPDXBNJZSQVHLCKE'[number % 23]}"
 
 def _address(name, rng):
     plain = unicodedata.normalize("NFKD", name.lower().replace("ß", "ss")).encode("ascii", "ignore").decode()
@@ -123,7 +129,7 @@ def make_people(
         for _ in range(per_locale):
             first, last = fake.first_name(), fake.last_name()
             people[language].append(Person(first, f"{first} {last}", _address(f"{first} {last}", rng), fill_digits(pick(rng, phones), rng),
-                                           getattr(fake, number)() if number else _german_tax_number(rng), *(pick(rng, words[key]) for key in ("team", "office", "job"))))
+                                           getattr(fake, number)() if number else _spanish_identity_number(f"{first} {last}") if language == "es" else _german_tax_number(rng), *(pick(rng, words[key]) for key in ("team", "office", "job"))))
     return people
 
 # %% ../nbs/01_tickets.ipynb #e0a9cd31

@@ -33,12 +33,16 @@ def shared_data():
     pytest.skip("no real data here: put it in ../shared/data or name its folder in LLMOPS_SHARED_DATA")
 
 
+def find_chromium():
+    "Path of a Chromium, or None."
+    return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+
+
 @pytest.fixture(scope="session")
 def chromium():
     "Path of a Chromium; browser tests skip where there is none."
-    for name in ("chromium", "chromium-browser", "google-chrome"):
-        if found := shutil.which(name):
-            return found
+    if found := find_chromium():
+        return found
     pytest.skip("no Chromium here: `make browser` installs it where it may")
 
 

@@ -353,3 +353,12 @@ def test_tasks_name_columns_of_the_sample(sample):
     assert set(helpdesk_tasks()) == {"query", "summary"}
     for prompt, completion in helpdesk_tasks().values():
         assert slots_of(prompt) | slots_of(completion) <= set(sample[0])
+
+
+def test_every_process_writes_the_same_rows():
+    "One of Faker's numbers ignored its seed: every process had another sample, and so another digest. One process alone never sees that."
+    code = ("import hashlib; from llmops_workbench.helpdesk import generate_helpdesk; frame, truth = generate_helpdesk(n_rows=6000); "
+            "print(hashlib.sha256((frame.to_json() + truth.to_json()).encode()).hexdigest())")
+    told = {subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env={**os.environ, "PYTHONHASHSEED": seed}).stdout
+            for seed in ("1", "2")}
+    assert len(told) == 1

@@ -26,8 +26,6 @@ DOORS = {
 STAGES = range(10, 22)
 # `Result.log()` without a store opens the workspace's own, on use.
 UPWARD = {("display", "store")}
-# Longer than the law allows, to be split.
-LONG = {"training"}
 # A stage imports the kit, not another stage, save these.
 ALLOWED_BETWEEN_STAGES = {("tuning", "finetuning"), ("finetuning", "training"), ("readiness", "finetuning"), ("readiness", "training"), ("monitoring", "drift"), ("monitoring", "labeling")}
 
@@ -157,5 +155,5 @@ def test_no_notebook_carries_machine_state(path):
 
 def test_a_module_has_one_subject():
     "A module over about 400 lines or a notebook over about 80 cells has two subjects."
-    long = {m: n for m in set(FLOORS) - LONG if (n := len(module_path(m).read_text(encoding="utf-8").splitlines())) > 480}
+    long = {m: n for m in FLOORS if (n := len(module_path(m).read_text(encoding="utf-8").splitlines())) > 480}
     assert not long, f"split these modules: {long}"

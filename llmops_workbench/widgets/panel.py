@@ -29,7 +29,7 @@ from IPython.display import display
 
 from .. import params as kit
 from ..display import Html, Result, escape, is_live, result_parts, static_face, table_html, visible
-from ..errors import UserError
+from ..errors import UserError, WorkbenchError
 from .chart import Chart, Library, library
 from .fields import Beacon, CopyText, html_widget, make_form
 
@@ -321,26 +321,43 @@ def launch(self:Panel):
         except UserError as error:
             self._report(self._token, str(error))
             return
+        self._start(params)
+
+@patch
+def _start(self:Panel, params, work=None):
+    "Work in a thread of its own; `work` gets a token, and what it returns counts for as long as that is the panel's."
+    with self._lock:
         self._token += 1
         self.error = ""
         if self.live:
             self.live.complain("")
             self.live.say("Running…")
             self.live.button.disabled = self.waits_for_click
-        self._thread = threading.Thread(target=self._work, args=(self._token, params), daemon=True, name=f"panel-{self.key}")
+        work = work or (lambda token: self._call(params, lambda *state: self._progress(token, *state)))
+        self._thread = threading.Thread(target=self._work, args=(self._token, params, work), daemon=True, name=f"panel-{self.key}")
         self._thread.start()
 
 @patch
-def _work(self:Panel, token, params):
+def _work(self:Panel, token, params, work):
     "The body of the thread."
     started = time.monotonic()
-    try: self._accept(token, params, self._call(params, lambda *state: self._progress(token, *state)))
-    except UserError as error: self._report(token, str(error))
-    # A stage may fail in any way; nobody would see what a thread raises.
-    except Exception as error: self._report(token, f"{type(error).__name__}: {error}", traceback.format_exc())
-    else: self._say(token, f"Done in {time.monotonic() - started:.1f} s")
+    with self._reporting(token):
+        result = work(token)
+        self._accept(token, params, result)
+        self._say(token, self._last_words(result, time.monotonic() - started))
     with self._lock:
         if self.live and token == self._token: self.live.button.disabled = False
+
+@patch
+def _last_words(self:Panel, result, seconds): return f"Done in {seconds:.1f} s"
+
+@patch
+@contextmanager
+def _reporting(self:Panel, token):
+    "A stage may fail in any way, and nobody would see what a thread raises. Notes that an error carries become its details."
+    try: yield
+    except WorkbenchError as error: self._report(token, str(error), "\n".join(getattr(error, "__notes__", ())))
+    except Exception as error: self._report(token, f"{type(error).__name__}: {error}", traceback.format_exc())
 
 @patch
 def _progress(self:Panel, token, done, total, message=""):
@@ -395,7 +412,12 @@ def _on_message(self:Panel, widget, content, buffers):
             self.live = Live(self)
             self.live.show(self.result)
             self.box.children = [self.beacon, library(), self.live.widget]
+            self.opened()
     self.beacon.send({"kind": "live"})
+
+@patch
+def opened(self:Panel):
+    "Called when the controls are there, for a panel that has something to look for."
 
 # %% ../../nbs/widgets/40_panel.ipynb #1677bc10
 _IN_CELLS = {}  # Cell id -> (execution, its panels)
@@ -420,4 +442,4 @@ def close(self:Panel):
         self._token += 1
         if self.live: self.live.close()
         if self.box: _close(self.box)
-        self.live = self.box = self.beacon = None
+        self.live = self.box = self.beacon = self._thread = None

@@ -1,0 +1,122 @@
+"""A real JupyterLab in a real Chromium: run all, click Launch, watch the curve, restart the kernel, change a comparison."""
+
+import json
+import re
+import shutil
+
+import pytest
+from lab import Lab, browser_page, jupyter_lab
+
+from llmops_workbench.catalogue import workflow_folder
+
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+POINTS = """() => Math.max(0, ...[...document.querySelectorAll('.js-plotly-plot')]
+    .flatMap(chart => (chart.data || []).filter(trace => trace.name === 'batch').map(trace => trace.x.length)))"""
+
+
+def change_parameters(path, **values):
+    "Set parameters in a copy of a workflow, as a person edits the cell."
+    notebook = json.loads(path.read_text(encoding="utf-8"))
+    cell = next(cell for cell in notebook["cells"] if "parameters" in cell["metadata"].get("tags", ()))
+    source = "".join(cell["source"])
+    for name, value in values.items():
+        source, n = re.subn(rf"^({name}: [^=]+) = .*$", lambda found, value=value: f"{found[1]} = {value!r}", source, flags=re.M)
+        assert n == 1, name
+    cell["source"] = source
+    path.write_text(json.dumps(notebook), encoding="utf-8")
+
+
+@pytest.fixture
+def project(tmp_path):
+    "The workflows in a folder of their own, as `llmops init` lays them down."
+    for path in workflow_folder().glob("*.ipynb"):
+        shutil.copy(path, tmp_path / path.name)
+    return tmp_path
+
+
+def job_folders(workspace):
+    return [path.parent for path in (workspace / "jobs").glob("*/job.json")]
+
+
+def test_finetune_is_launched_watched_and_found_again(project, workspace, chromium, artefacts):
+    change_parameters(project / "finetune.ipynb", max_steps=150, eval_samples=24, sample_completions=2, learning_rate=0.001)
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace), LLMOPS_THREADS="1") as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("finetune.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        launch = page.get_by_role("button", name="Launch", exact=True)
+        launch.wait_for(timeout=60_000)
+        assert not job_folders(workspace), "nothing starts before somebody says so"
+        page.screenshot(path=str(artefacts / "finetune-1-form.png"))
+
+        launch.click()
+        page.wait_for_function(f"({POINTS})() > 3", timeout=120_000)
+        first = page.evaluate(POINTS)
+        page.wait_for_function(f"({POINTS})() > {first + 5}", timeout=60_000)
+        page.screenshot(path=str(artefacts / "finetune-2-running.png"))
+        assert len(job_folders(workspace)) == 1
+
+        # The kernel goes, the job stays, and the page finds it again.
+        lab.restart_kernel()
+        status = json.loads((job_folders(workspace)[0] / "status.json").read_text())
+        assert status["state"] == "running", status
+        lab.run_all()
+        page.wait_for_function(f"({POINTS})() > {first}", timeout=60_000)
+        page.screenshot(path=str(artefacts / "finetune-3-found-again.png"))
+        assert len(job_folders(workspace)) == 1, "a restart never starts a second job"
+
+        page.get_by_text("Answers to held-out prompts").first.wait_for(timeout=240_000)
+        status = json.loads((job_folders(workspace)[0] / "status.json").read_text())
+        assert status["state"] == "completed" and len(job_folders(workspace)) == 1
+        page.wait_for_timeout(1500)
+        page.screenshot(path=str(artefacts / "finetune-4-done.png"))
+
+        lab.save()
+        saved = project / "finetune.ipynb"
+        assert saved.stat().st_size < 1_000_000
+        text = saved.read_text(encoding="utf-8")
+        assert "Answers to held-out prompts" in text, "the saved page shows the result to readers without a kernel"
+        # Nobody but loopback was asked for anything.
+        assert not page.refused, page.refused
+
+
+def test_a_comparison_follows_what_is_changed(project, workspace, chromium, artefacts):
+    change_parameters(project / "compare.ipynb", max_examples=60, n_resamples=200)
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace)) as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("compare.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        baseline = page.get_by_label("baseline").last
+        baseline.wait_for(timeout=60_000)
+        table = page.locator("table:visible", has_text="yardstick:nearest").first
+        before = table.inner_text()
+        assert "▲ better" in before
+        page.screenshot(path=str(artefacts / "compare-1.png"))
+
+        baseline.select_option("yardstick:nearest")
+        page.get_by_text("▼ worse").first.wait_for(timeout=60_000)
+        after = page.locator("table:visible", has_text="yardstick:nearest").first.inner_text()
+        assert after != before and "▼ worse" in after
+        page.wait_for_timeout(1000)
+        page.screenshot(path=str(artefacts / "compare-2-other-baseline.png"))
+
+        # No chart offers to upload itself.
+        assert page.locator(".modebar-btn[data-title*='cloud' i], .modebar-btn[data-title*='share' i]").count() == 0
+        assert not page.refused, page.refused
+
+
+def test_home_leads_to_every_workflow(project, workspace, chromium, artefacts):
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace)) as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("home.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        names = [path.stem for path in workflow_folder().glob("*.ipynb") if path.stem != "home"]
+        for name in names:
+            assert page.locator(f".jp-RenderedHTMLCommon a[href*='{name}.ipynb']").count() >= 1, name
+        page.screenshot(path=str(artefacts / "home.png"))
+        page.locator(".jp-RenderedHTMLCommon a[href*='explore.ipynb']").first.click()
+        page.get_by_role("tab", name="explore.ipynb").wait_for(timeout=30_000)
