@@ -146,10 +146,11 @@ def find_model(
     try: return Path(_import_hub(settings.offline).snapshot_download(name, local_files_only=settings.offline, allow_patterns=_HUB_FILES))
     except (OSError, ValueError, LookupError):
         known = models_on_disk(settings)
-        network = "not on disk while the network is off" if settings.offline else "not on disk, nor to be had from the Hub"
+        network, todo = (("not on disk while the network is off", "Pass one of them, a folder, or set offline = no in settings.ini") if settings.offline else
+                         ("not on disk, nor to be had from the Hub", "Pass one of them, a folder, or try again where the Hub can be reached"))
         raise ModelNotFoundError(explain(f"The model '{name}' is unknown or {network}",
             f"On this machine: {', '.join(known) or 'none'}",
-            suggest(name, known) or "Pass one of them, a folder, or set offline = no in settings.ini")) from None
+            suggest(name, known) or todo)) from None
 
 # %% ../nbs/08_checkpoints.ipynb #88b884a3
 def weights_digest(
@@ -178,9 +179,9 @@ def find_base(
     note = read_config(folder, "workbench.json")
     base = note.get("base_model") or read_config(folder, "adapter_config.json").get("base_model_name_or_path") or ""
     try: found = find_model(base, settings)
-    except ModelNotFoundError as error:
-        raise ModelNotFoundError(explain(f"The adapter '{folder}' needs its base model '{base}', which is not here", "",
-                                         f"Put it in place or name it in workbench.json ({error})")) from None
+    except ModelNotFoundError:
+        raise ModelNotFoundError(explain(f"The adapter '{folder}' needs its base model '{base}', which is not here",
+            f"On this machine: {', '.join(models_on_disk(settings)) or 'none'}", "Bring the base here, or write its folder as base_model into workbench.json beside the adapter")) from None
     if note.get("base_sha256") not in (None, weights_digest(found)):
         raise SourceFormatError(explain(f"The base '{base}' of the adapter '{folder}' has other weights than it was trained on",
                                         f"Their SHA-256 is {note['base_sha256'][:12]}…", "Bring that version back, or train the adapter again"))

@@ -151,6 +151,7 @@ def _parameters(p, f):
     if f and not Path(f).is_file(): raise SourceNotFoundError(explain(f"There is no file '{f}'", "", "Give a YAML file of parameters"))
     try: values = from_yaml(Path(f).read_text(encoding="utf-8")) if f else {}
     except UnicodeDecodeError: raise SourceFormatError(explain(f"'{f}' is no text in UTF-8", "", "Give a YAML file of parameters")) from None
+    except SourceFormatError as error: raise SourceFormatError(f"'{f}': {error}") from None
     return {**values, **{name: _from_here(value) for name, value in p}}
 
 def _from_here(value):

@@ -28,6 +28,7 @@ from .display import Result, theme
 from .errors import JobError, OutputInUseError, ParameterValueError, explain
 from .examples import read_examples
 from .jobs import ACTIVE_STATES, Job, attach_job, find_job, list_jobs, start_job
+from .marks import PALETTE
 from .params import Between, check_parameters, defaults_of
 from .settings import load_settings
 
@@ -110,11 +111,11 @@ def loss_figure(frame):
     import plotly.graph_objects as go
     of = lambda name: frame[frame["name"] == name]
     loss, held_out = of("loss"), of("eval_loss")
-    lines = [go.Scatter(x=loss["step"].tolist(), y=loss["value"].tolist(), name="batch", mode="lines", line={"width": 1}, opacity=0.35)]
+    lines = [go.Scatter(x=loss["step"].tolist(), y=loss["value"].tolist(), name="batch", mode="lines", line={"width": 1, "color": PALETTE[0]}, opacity=0.35)]
     if len(loss) > 20:
         mean = loss["value"].ewm(span=max(5, len(loss)/20)).mean()
-        lines.append(go.Scatter(x=loss["step"].tolist(), y=mean.tolist(), name="running mean", mode="lines"))
-    if len(held_out): lines.append(go.Scatter(x=held_out["step"].tolist(), y=held_out["value"].tolist(), name="held out", mode="lines+markers"))
+        lines.append(go.Scatter(x=loss["step"].tolist(), y=mean.tolist(), name="running mean", mode="lines", line={"color": PALETTE[0]}))
+    if len(held_out): lines.append(go.Scatter(x=held_out["step"].tolist(), y=held_out["value"].tolist(), name="held out", mode="lines+markers", line={"color": PALETTE[1]}))
     return theme(go.Figure(lines, {"title": "Loss", "xaxis_title": "step", "yaxis_title": "nats a token"}))
 
 def line_figure(frame, name):

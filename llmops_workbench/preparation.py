@@ -210,6 +210,7 @@ class Prepared(Result):
         figures = {"splits": _figure_splits, "steps": _figure_steps}
         return figures[name or "splits"](self) if name in (None, *figures) else super().figure(name)
     def tables(self): return {"Steps": self.steps, "Examples": self.frame, "Rejected": self.rejected}
+    def frames(self): return {"steps": self.steps, "rejected": self.rejected}
     def words(self): return _words(self)
 
 # %% ../nbs/11_preparation.ipynb #e24107b6

@@ -9,7 +9,7 @@ is a bare loop for comparisons; use `finetune` for work. What it reads is in `co
 # %% auto #0
 __all__ = ['PIECES', 'CHAT_TEMPLATE', 'SHAPE', 'make_tokenizer', 'tokenizer_texts', 'make_model', 'make_loss',
            'use_plain_attention', 'exact_answers', 'probe', 'make_optimizers', 'learning_factor', 'save_model',
-           'pretrain', 'train_starter', 'read_history', 'finetune_plainly']
+           'pretrain', 'train_starter', 'read_history', 'starter_card', 'finetune_plainly']
 
 # %% ../nbs/24_starter.ipynb #59c042a1
 import ctypes
@@ -334,6 +334,55 @@ def read_history(
 ) -> pd.DataFrame:     # step, tokens, elapsed_s, loss and a column for each probe
     "What the last checkpoint knows of the training so far."
     return pd.DataFrame(import_torch().load(Path(folder)/"checkpoint.pt", weights_only=True)["history"])
+
+# %% ../nbs/24_starter.ipynb #37c526dd
+def starter_card(
+    facts:dict,   # parameters, tokens_read, steps, training_s, probe (exercise -> share), read (rows of `composition`), comparison (rows: weights, task, exact before, exact after)
+) -> str:         # README.md of the model's folder
+    "The model card, with the header that the Hugging Face Hub reads."
+    table = lambda head, rows: "\n".join([f"| {' | '.join(head)} |", f"|{'---|'*len(head)}", *(f"| {' | '.join(map(str, row))} |" for row in rows)])
+    read = table(("source", "what", "licence", "share of tokens"), [(row["source"], row["what"], row["licence"], f"{row['share']:.1%}") for row in facts["read"]])
+    probes = table(("exercise", "exact answers"), [(name, f"{share:.0%}") for name, share in facts["probe"].items()])
+    compared = table(("weights", "task", "exact before", "exact after"), [(r["weights"], r["task"], f"{r['exact before']:.1%}", f"{r['exact after']:.1%}") for r in facts["comparison"]])
+    return f"""---
+license: apache-2.0
+language: en
+library_name: transformers
+pipeline_tag: text-generation
+---
+
+# starter
+
+A Llama-architecture language model of {facts['parameters']:,} parameters, trained from nothing on two processor cores in {facts['training_s']/60:.0f} minutes ({facts['tokens_read']:,} tokens, {facts['steps']:,} steps)
+by `nbs/training/starter.ipynb` of llmops_workbench. It exists so that generation, fine-tuning and comparison run and mean something with no network.
+
+**What it is for:** a base to fine-tune on short extraction and rewriting tasks, in demonstrations and tests. **What it is not for:** anything that needs knowledge, reasoning, safety
+or a language other than English. It makes things up as soon as it cannot copy them. Any other causal model takes its place by one parameter.
+
+## What it has read
+
+{read}
+
+Everything was generated from seeds in this repository or is Python's own documentation; nothing was downloaded. **It has read help desk tickets and answered questions about them**:
+tickets of seeds 1000 and up, while the sample data has seed 0. They were asked about in plain words and under keys drawn at random; the labels, keys, sentences and prompts of the
+sample's targets never occur. So it knows the vocabulary of such tickets, and fine-tuning on the sample has to teach it the form. It has read nothing about restaurants.
+
+## What it can do
+
+Exercises of the kinds it was trained on, none of them seen before; an answer counts if it is right to the letter.
+
+{probes}
+
+## Is it a useful base?
+
+The same architecture, examples and steps of a bare fine-tuning loop, from these weights and from nothing, on held-out tickets:
+
+{compared}
+
+## Form
+
+Context 1,024 tokens; byte-level BPE of its own, lossless on any text; chat roles `system`, `user`, `assistant` with generation markers in the template; bfloat16 safetensors.
+"""
 
 # %% ../nbs/24_starter.ipynb #f351a993
 def finetune_plainly(

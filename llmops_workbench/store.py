@@ -90,11 +90,13 @@ class Store(Registry):
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:12]
         self._folder = workspace_dir(settings, "journal", digest)  # of this address: a run of another would not be found here
         database, beside = _sqlite_file(self.address), _files_beside(settings)
-        with file_lock(database.with_suffix(".lock") if database else self._folder/"open.lock", timeout_s=120):
+        with file_lock(database.with_suffix(".lock") if database else self._folder/"open.lock", timeout_s=120) as lock:
             try:
                 if database and not (database.exists() and database.stat().st_size): _make_database(database)
                 self.client = _Client(self.address)
-            except Exception as error: raise _cannot_open(self.address, error) from error
+            except Exception as error:
+                lock.release(remove=True)  # beside what may be no store at all
+                raise _cannot_open(self.address, error) from error
             found = self.client.get_experiment_by_name(EXPERIMENT)
             location = found.artifact_location if found else beside.as_uri() if beside else None
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, artifact_location=location)

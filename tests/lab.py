@@ -1,6 +1,7 @@
 """JupyterLab and a headless Chromium, as the browser tests and the README's screenshots use them."""
 
 import os
+import re
 import secrets
 import signal
 import socket
@@ -126,8 +127,9 @@ class Lab:
         self.page.wait_for_timeout(500)
 
     def errors(self):
-        "Texts of the error outputs in the notebook."
-        return self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error'], "
+        "Texts of the error outputs in the notebook, and of widgets whose script failed."
+        broken = self.page.get_by_text(re.compile("javascript error|Error displaying widget", re.I)).all_inner_texts()
+        return broken + self.page.locator(".jp-RenderedText[data-mime-type='application/vnd.jupyter.error'], "
                                  ".jp-RenderedText[data-mime-type='application/vnd.jupyter.stderr']").all_inner_texts()
 
     def cell_screenshot(self, index, path):

@@ -70,8 +70,12 @@ def test_finetune_is_launched_watched_and_found_again(project, workspace, chromi
         page.get_by_text("Answers to held-out prompts").first.wait_for(timeout=240_000)
         status = json.loads((job_folders(workspace)[0] / "status.json").read_text())
         assert status["state"] == "completed" and len(job_folders(workspace)) == 1
-        page.wait_for_timeout(1500)
+        page.locator(".llmops-rows tbody tr").first.click()
+        page.get_by_text("Answer, as it differs from the reference").first.wait_for(timeout=30_000)
+        launch.scroll_into_view_if_needed()
+        page.wait_for_timeout(1000)
         page.screenshot(path=str(artefacts / "finetune-4-done.png"))
+        assert not lab.errors()
 
         lab.save()
         saved = project / "finetune.ipynb"
@@ -100,8 +104,11 @@ def test_a_comparison_follows_what_is_changed(project, workspace, chromium, arte
         page.get_by_text("▼ worse").first.wait_for(timeout=60_000)
         after = page.locator("table:visible", has_text="yardstick:nearest").first.inner_text()
         assert after != before and "▼ worse" in after
-        page.wait_for_timeout(1000)
+        row = page.locator(".llmops-rows tbody tr").first
+        row.click()
+        page.get_by_text("as it differs from yardstick:nearest").first.wait_for(timeout=30_000)
         page.screenshot(path=str(artefacts / "compare-2-other-baseline.png"))
+        assert not lab.errors()
 
         # No chart offers to upload itself.
         assert page.locator(".modebar-btn[data-title*='cloud' i], .modebar-btn[data-title*='share' i]").count() == 0

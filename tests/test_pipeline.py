@@ -8,7 +8,6 @@ import nbformat
 import pandas as pd
 import pytest
 
-from llmops_workbench.catalogue import workflow_folder
 from llmops_workbench import pipeline as pipeline_module
 from llmops_workbench.errors import (MissingColumnError, ParameterValueError, RunFailedError, SourceFormatError, SourceNotFoundError,
                                      UnknownParameterError)
@@ -216,7 +215,6 @@ def test_scores_are_found_in_a_comparison(folder, store):
     assert "45.000" in run.report.read_text()
 
 
-@pytest.mark.skipif(not (workflow_folder()/"monitor.ipynb").exists(), reason="the workflow notebooks are not written yet")
 @pytest.mark.parametrize("name", ["helpdesk", "e2e"])
 def test_the_pipelines_that_come_along_fit_their_workflows(name):
     plan = plan_pipeline(name)

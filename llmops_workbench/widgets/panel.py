@@ -392,13 +392,14 @@ def _ipython_display_(self:Panel):
         except UserError as error:
             if not somebody: raise
             self.error = str(error)
+    display(self._static_bundle(), raw=True, display_id=f"llmops-{self.key}")
+    if not _is_drawn(): return
     with self._lock:
         if self.box is None:
             self.beacon = Beacon(key=self.key)
             self.beacon.on_msg(self._on_message)
             self.box = ipywidgets.VBox([self.beacon])
     _take_cell(self)
-    display(self._static_bundle(), raw=True, display_id=f"llmops-{self.key}")
     view = {"version_major": 2, "version_minor": 0, "model_id": self.box.model_id}
     hint = "Run this cell in JupyterLab to get the controls of this panel."
     display({"application/vnd.jupyter.widget-view+json": view, "text/plain": hint}, raw=True)
@@ -420,12 +421,20 @@ def opened(self:Panel):
     "Called when the controls are there, for a panel that has something to look for."
 
 # %% ../../nbs/widgets/40_panel.ipynb #1677bc10
+def _parent() -> dict|None:
+    "The message that this cell is run by; None outside a kernel."
+    kernel = getattr(get_ipython(), "kernel", None)
+    return (kernel.get_parent() or {}) if kernel else None
+
+def _is_drawn() -> bool:
+    "A front end says which cell it runs. What runs cells by itself, as papermill does, says nothing and would only store widgets: an export then fetches scripts for them."
+    return bool(is_live() or (parent := _parent()) is None or parent.get("metadata"))
+
 _IN_CELLS = {}  # Cell id -> (execution, its panels)
 
 def _take_cell(panel):
     "Running a cell again closes the panels that it showed before: a front end forgets them, the kernel would not."
-    kernel = getattr(get_ipython(), "kernel", None)
-    parent = (kernel.get_parent() or {}) if kernel else {}
+    parent = _parent() or {}
     cell, execution = parent.get("metadata", {}).get("cellId"), parent.get("header", {}).get("msg_id")
     if not cell: return
     before, panels = _IN_CELLS.get(cell, (execution, []))

@@ -53,12 +53,13 @@ class TableView(anywidget.AnyWidget):
       const draw = () => {
         const table = document.createElement("table"), head = table.createTHead().insertRow(), body = table.createTBody();
         table.className = "llmops-rows";
+        el.style.overflowX = "auto";
         table.setAttribute("aria-label", model.get("label"));
         for (const name of ["", ...model.get("columns")]) {
           const th = document.createElement("th"); th.scope = "col"; th.textContent = name; head.append(th);
         }
         head.firstChild.setAttribute("aria-label", "pick");
-        const keys = model.get("keys"), opened = model.get("opened"), ticked = new Set(model.get("ticked"));
+        const keys = model.get("row_keys"), opened = model.get("opened"), ticked = new Set(model.get("ticked"));
         model.get("cells").forEach((cells, at) => {
           const row = body.insertRow(), box = document.createElement("input");
           row.tabIndex = 0; row.dataset.key = keys[at]; row.setAttribute("aria-selected", keys[at] === opened);
@@ -84,8 +85,8 @@ class TableView(anywidget.AnyWidget):
       };
       draw();
       // The keys come last, so a page is drawn once it is complete.
-      for (const name of ["keys", "opened", "ticked"]) model.on("change:" + name, draw);
-      return () => { for (const name of ["keys", "opened", "ticked"]) model.off("change:" + name, draw); };
+      for (const name of ["row_keys", "opened", "ticked"]) model.on("change:" + name, draw);
+      return () => { for (const name of ["row_keys", "opened", "ticked"]) model.off("change:" + name, draw); };
     }
     export default { render };
     """
@@ -101,7 +102,7 @@ class TableView(anywidget.AnyWidget):
     label = traitlets.Unicode("rows").tag(sync=True)
     columns = traitlets.List().tag(sync=True)
     cells = traitlets.List().tag(sync=True)
-    keys = traitlets.List().tag(sync=True)
+    row_keys = traitlets.List().tag(sync=True)  # `keys` is taken: by it ipywidgets knows what to send
     opened = traitlets.Unicode("").tag(sync=True)
     ticked = traitlets.List().tag(sync=True)
 
@@ -140,9 +141,9 @@ class Rows:
         self.frame, self.filters = frame.reset_index(drop=True), {label: list(mask) for label, mask in (filters or {}).items()}
         labels = [f"{label} ({sum(map(bool, mask)):,})" for label, mask in self.filters.items()]
         self.choice.options = [("all rows", ""), *zip(labels, self.filters)]
+        self.choice.index = 0
         self.choice.layout.display = "" if self.filters else "none"
-        self.reader.value = ""
-        self.table.opened = ""
+        self.reader.value, self.table.opened, self.table.ticked = "", "", []
         self.turn(0)
 
     def turn(self, page:int):
@@ -157,7 +158,7 @@ class Rows:
         of = f"{len(self.found):,}" + (f" of {len(self.frame):,}" if len(self.found) < len(self.frame) else "")
         self.count.value = f'<span style="margin-left:8px">{escape(f"{start + 1:,}–{start + len(shown):,} of {of}" if len(shown) else f"nothing found among {len(self.frame):,}")}</span>'
         self.table.columns, self.table.cells = self.columns, page_cells(shown, self.columns)
-        self.table.keys = [str(key) for key in shown[self.key]]
+        self.table.row_keys = [str(key) for key in shown[self.key]]
 
     def _open(self):
         rows = self.frame[self.frame[self.key].astype(str) == self.table.opened]
