@@ -104,8 +104,8 @@ def test_a_comparison_follows_what_is_changed(project, workspace, chromium, arte
         page.get_by_text("▼ worse").first.wait_for(timeout=60_000)
         after = page.locator("table:visible", has_text="yardstick:nearest").first.inner_text()
         assert after != before and "▼ worse" in after
-        row = page.locator(".llmops-rows tbody tr").first
-        row.click()
+        lab.wait_until_idle()
+        page.locator(".llmops-rows tbody tr").first.click()
         page.get_by_text("as it differs from yardstick:nearest").first.wait_for(timeout=30_000)
         page.screenshot(path=str(artefacts / "compare-2-other-baseline.png"))
         assert not lab.errors()

@@ -12,6 +12,7 @@ __all__ = ['say_progress', 'latest_numbers', 'FinetunePanel', 'findings_html', '
 # %% ../../nbs/widgets/44_finetune.ipynb #79aacad2
 import threading
 import time
+from pathlib import PurePath
 import ipywidgets
 from fastcore.basics import patch
 from pandas import DataFrame
@@ -237,7 +238,7 @@ def _attach(self:FinetunePanel, token, job, params):
 # %% ../../nbs/widgets/44_finetune.ipynb #331e1a7e
 @patch
 def live_view(self:FinetunePanel, result):
-    words = html_widget("".join(f"<p>{escape(line)}</p>" for line in [*result.words(), f"The model: {result.model}"]))
+    words = html_widget("".join(f"<p>{escape(line)}</p>" for line in [*result.words(), f"The model: {PurePath(result.model).name}"]))
     charts = {name: self.figure_widget(name, result.figure(name)) for name in result.figures()}
     run = html_widget(table_html(result.tables()["The run"], "The run", max_rows=60))
     answers = ipywidgets.VBox([html_widget("<b>Answers to held-out prompts</b>"), self.answers_view(result)])
