@@ -311,7 +311,9 @@ def load_local(
     if not read_config(words, "tokenizer_config.json") and not (words/"tokenizer.json").is_file(): refuse(words, "has no tokenizer")
     try: tokenizer = transformers.AutoTokenizer.from_pretrained(words, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error: refuse(words, f"has a tokenizer that does not load: {error}")
-    return LocalModel(name, network.to(device), tokenizer, folder)
+    # A model of the workspace has its folder's name however it was asked for: a path would be another on every machine.
+    mine = Path(folder).resolve().parent == ((settings or load_settings()).workspace/"models").resolve()
+    return LocalModel(Path(folder).name if mine else name, network.to(device), tokenizer, folder)
 
 # %% ../nbs/08_models.ipynb #37410a25
 def load_model(
