@@ -67,7 +67,7 @@ def test_finetune_is_launched_watched_and_found_again(project, workspace, chromi
         page.screenshot(path=str(artefacts / "finetune-3-found-again.png"))
         assert len(job_folders(workspace)) == 1, "a restart never starts a second job"
 
-        page.get_by_text("Answers to held-out prompts").first.wait_for(timeout=240_000)
+        page.locator("b:visible", has_text="Answers to held-out prompts").first.wait_for(timeout=240_000)
         status = json.loads((job_folders(workspace)[0] / "status.json").read_text())
         assert status["state"] == "completed" and len(job_folders(workspace)) == 1
         page.locator(".llmops-rows tbody tr").first.click()
@@ -101,7 +101,8 @@ def test_a_comparison_follows_what_is_changed(project, workspace, chromium, arte
         page.screenshot(path=str(artefacts / "compare-1.png"))
 
         baseline.select_option("yardstick:nearest")
-        page.get_by_text("▼ worse").first.wait_for(timeout=60_000)
+        # The hidden static face has the same words, and comes first in the page.
+        page.locator("td:visible", has_text="▼ worse").first.wait_for(timeout=60_000)
         after = page.locator("table:visible", has_text="yardstick:nearest").first.inner_text()
         assert after != before and "▼ worse" in after
         lab.wait_until_idle()
