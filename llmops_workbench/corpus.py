@@ -9,7 +9,7 @@ own documentation. Not in it: any ticket of the sample's seed, any label, key or
 # %% auto #0
 __all__ = ['KEY_NAMES', 'SYSTEMS', 'URGENCIES', 'FACT_NAMES', 'SPECIAL', 'TASKS', 'MIX', 'LICENCES', 'ABOUT', 'ask_message',
            'ask_record', 'ask_string', 'ask_prose', 'random_sequence', 'as_chat', 'documentation_texts', 'read_tickets',
-           'topics', 'ask_ticket', 'encode_chat', 'draw_example', 'batches', 'collate', 'composition']
+           'topics', 'ask_ticket', 'encode_chat', 'draw_example', 'padded_length', 'batches', 'collate', 'composition']
 
 # %% ../nbs/23_corpus.ipynb #ea34effa
 import ast
@@ -336,6 +336,8 @@ def draw_example(
     return ids, [1]*len(ids)
 
 # %% ../nbs/23_corpus.ipynb #8d360d3c
+def padded_length(n): return -(-n//16)*16 # Products are compiled for each shape they meet: fewer lengths, less to compile and to keep
+
 def batches(
     tok,                        # The tokenizer
     tickets:list,               # From `read_tickets`
@@ -353,9 +355,9 @@ def batches(
         docs.sort(key=lambda d: len(d[1]) + rng.random()*8)
         out, batch, longest = [], [], 0
         for d in docs:
-            n = max(longest, len(d[1]))
+            n = max(longest, padded_length(len(d[1])))
             if batch and n*(len(batch) + 1) > tokens_per_batch:
-                out.append(batch); batch = []; n = len(d[1])
+                out.append(batch); batch = []; n = padded_length(len(d[1]))
             batch.append(d); longest = n
         out.append(batch)
         rng.shuffle(out)
@@ -365,9 +367,9 @@ def batches(
 def collate(
     torch,      # The module
     batch:list, # (source, ids, mask) a row
-) -> tuple:     # ids (rows, longest) padded on the right with 0, mask of the same shape
+) -> tuple:     # ids (rows, padded_length of the longest) with 0 on the right, mask of the same shape
     "Rows as two tensors."
-    n = max(len(b[1]) for b in batch)
+    n = padded_length(max(len(b[1]) for b in batch))
     ids = torch.zeros(len(batch), n, dtype=torch.long)
     mask = torch.zeros(len(batch), n, dtype=torch.bool)
     for i, (_, a, m) in enumerate(batch):

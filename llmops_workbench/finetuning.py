@@ -135,11 +135,11 @@ def finetune(
     num_train_epochs:Annotated[float, Between(0, 1000)]|None=None, # Passes over the examples
     max_steps:Annotated[int, Between(-1, 10**7)]|None=None, # Optimiser steps
     max_minutes:Annotated[float, Between(0.01, 10**5)]|None=None, # Time for training; the learning rate decays within it
-    learning_rate:Annotated[float, Between(0, 10)]=2e-3, # Highest learning rate
+    learning_rate:Annotated[float, Between(0, 10)]|None=None, # Highest learning rate; None chooses by method and size of the model
     lr_scheduler_type:Literal["linear", "cosine", "constant"]="linear", # How the learning rate comes down
     warmup_ratio:Annotated[float, Between(0, 0.9)]=0.05, # Share of the run in which the learning rate rises
     weight_decay:Annotated[float, Between(0, 1)]=0.0, # Pull of the trained weights towards zero
-    per_device_train_batch_size:Annotated[int, Between(1, 4096)]=16, # Examples computed together
+    per_device_train_batch_size:Annotated[int, Between(1, 4096)]=24, # Examples computed together
     gradient_accumulation_steps:Annotated[int, Between(1, 4096)]=1, # Batches in a step
     max_length:Annotated[int, Between(8, 10**6)]=512, # Tokens after which an example is cut
     packing:bool=False,                      # Fill sequences of max_length with several examples, instead of batches of similar length

@@ -25,7 +25,7 @@ import sys
 import threading
 import time
 import traceback
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 
 import pandas as pd
@@ -33,7 +33,7 @@ import psutil
 from fastcore.basics import patch
 
 from . import errors
-from .errors import JobError, ParameterValueError, SourceNotFoundError, UserError, explain
+from .errors import JobError, ParameterValueError, SourceNotFoundError, UserError, WorkspaceError, explain
 from .locks import file_lock
 from .settings import load_settings, workspace_dir, write_atomically
 
@@ -192,7 +192,9 @@ class Job:
         if status["state"] in FINAL_STATES: return status
         if not self.is_alive():
             status = _get(self.dir/"status.json")  # its last word may have come between the two looks
-            if status["state"] not in FINAL_STATES: status.update(state="lost", eta_s=None, error=_lost(self.dir))
+            if status["state"] not in FINAL_STATES:
+                killed = _get(self.dir/"process.json").get("killed")
+                status.update(state="cancelled" if killed else "lost", eta_s=None, error=_KILLED if killed else _lost(self.dir))
         elif (self.dir/"stop").exists(): status["state"] = "stopping"
         return status
 
@@ -201,6 +203,8 @@ class Job:
         try: text = (self.dir/"log.txt").read_text(errors="replace")
         except FileNotFoundError: return ""
         return "\n".join(text.splitlines()[-last:])
+
+_KILLED = "It was killed before it had finished."
 
 def _lost(folder):
     return explain("The process ended without a last word: it was killed, or the machine ran out of memory or was switched off", "",
@@ -337,11 +341,15 @@ def kill(
     "End the job's process now; work since its last save is lost."
     with file_lock(self.dir/"lock"):
         if self.status()["state"] not in ACTIVE_STATES: return self.status()
-        pid = _get(self.dir/"process.json").get("pid")
+        process = _get(self.dir/"process.json")
+        pid = process.get("pid")
+        # Whoever looks while it ends shall see what ended it; a full disk must not keep it alive.
+        if pid:
+            with suppress(WorkspaceError): _put(self.dir/"process.json", {**process, "killed": True})
         if pid and not self._end(pid, signal.SIGTERM, grace_s): self._end(pid, signal.SIGKILL, 30)
         status = _get(self.dir/"status.json")
         if status["state"] not in FINAL_STATES:
-            status.update(state="cancelled", error="It was killed before it had finished.", eta_s=None, updated=time.time())
+            status.update(state="cancelled", error=_KILLED, eta_s=None, updated=time.time())
             _put(self.dir/"status.json", status)
         return status
 

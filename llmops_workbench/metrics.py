@@ -9,7 +9,7 @@ fraction of 1. Each metric keeps counts per example that add up, so that a subse
 # %% auto #0
 __all__ = ['METRICS', 'align', 'Options', 'bleu_from_counts', 'chrf_from_counts', 'ter_from_counts', 'rouge_words',
            'longest_common', 'rouge_f1', 'parse_json', 'canonical', 'leaves', 'answer_words', 'Metric', 'metric_names',
-           'value_from_counts', 'Scores', 'score']
+           'suitable_metrics', 'value_from_counts', 'Scores', 'score']
 
 # %% ../nbs/09_metrics.ipynb #db1a59ca
 import json
@@ -282,6 +282,21 @@ def metric_names(
             raise UnknownParameterError(explain(f"There is no metric '{name}'", f"The metrics are: rouge, {', '.join(METRICS)}",
                                                 suggest(name, METRICS)))
     return list(dict.fromkeys(names))
+
+# %% ../nbs/09_metrics.ipynb #45481532
+_FOR_JSON, _FOR_TEXT = ("json_match", "json_field_f1", "valid_json"), ("rougeL", "chrf", "bleu")
+
+def suitable_metrics(
+    references,   # Lists of references of one task
+    wanted=None,  # Metric names for all tasks, or None for the usual ones
+) -> list[str]:   # The main one first
+    "Metrics for a task: those asked for as far as they suit its references, or the usual ones; `UnknownParameterError` for a name that is none."
+    is_json = all(isinstance(parse_json(text)[1], dict) for texts in references for text in texts)
+    usual = list(_FOR_JSON if is_json else _FOR_TEXT)
+    if wanted is None: return usual
+    names = metric_names(wanted)
+    suitable = [name for name in names if name == "exact_match" or ("json" in name) == is_json]
+    return suitable or [name for name in names if "json" not in name] or usual
 
 # %% ../nbs/09_metrics.ipynb #f74c9b9f
 def value_from_counts(

@@ -317,7 +317,20 @@ def _assigned(name, node, comment) -> Parameter:
     except ValueError: default = None
     fields = _read_annotation(_annotation_in(node.annotation)) if isinstance(node, ast.AnnAssign) else {"type": None}
     if fields["type"] is None: fields = {"type": _FROZEN.get(type(default), "str"), "live": (object,)}
-    return Parameter(name, default=default, help=comment, **{**fields, "optional": fields.get("optional", False) or default is None})
+    return _limited(Parameter(name, default=default, help=comment, **{**fields, "optional": fields.get("optional", False) or default is None}))
+
+def _limited(parameter):
+    "With the choices or bounds that the comment's last bracket says in the words of `allowed_values`; any other bracket is only a remark."
+    said = re.search(r"\([^()]+\)$", parameter.help)
+    if not said or parameter.choices: return parameter
+    number = r"(-?[0-9.]+(?:e[+-]?[0-9]+)?)"
+    if found := re.search(rf" from {number} to {number}\)$", said[0]): limits = {"low": float(found[1]), "high": float(found[2])}
+    elif found := re.search(rf" of {number} or (more|less)\)$", said[0]): limits = {"low" if found[2] == "more" else "high": float(found[1])}
+    else:
+        try: limits = {"choices": ast.literal_eval(said[0][:-1].replace(" or ", ", ") + ",)")}
+        except (ValueError, SyntaxError): return parameter
+    limited = replace(parameter, **limits)
+    return limited if _cell_help(replace(limited, help="")) == said[0] else parameter
 
 # %% ../nbs/00_params.ipynb #38f9ea57
 class _Dumper(yaml.SafeDumper):

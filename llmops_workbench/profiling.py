@@ -219,6 +219,7 @@ class Profile(Result):
     duplicates:pd.DataFrame  # id, other, kind, similarity
     weeks:pd.DataFrame       # week, rows
     categories:pd.DataFrame  # column, value, rows; the commonest values of columns with few
+    rejected:pd.DataFrame    # row (number in the source, from 1), column, reason of what could not be read
 
     @property
     def steps(self) -> list:
@@ -228,8 +229,9 @@ class Profile(Result):
         return sorted({name(s): s for s in found}.values(), key=lambda s: _ORDER.index(name(s)))
     def words(self): return _words(self)
     def tables(self):
-        tables = {"Findings": self.findings, "Columns": self.columns, "Keys of JSON columns": self.keys, "Duplicates": self.duplicates, "Rows": self.frame}
+        tables = {"Findings": self.findings, "Columns": self.columns, "Keys of JSON columns": self.keys, "Duplicates": self.duplicates, "Rejected": self.rejected, "Rows": self.frame}
         return {name: frame for name, frame in tables.items() if len(frame)}
+    def frames(self): return {"findings": self.findings, "columns": self.columns, "duplicates": self.duplicates, "rejected": self.rejected}
     def figures(self):
         there = {"length": True, "weeks": len(self.weeks) > 1, "categories": len(self.categories), "duplicates": len(self.duplicates)}
         return tuple(name for name, shown in there.items() if shown)
@@ -358,7 +360,7 @@ def profile(
     summary = _summary(dataset, text_column, frame, findings, weeks, pairs, max_length_tokens)
     open_keys = pd.concat([k.assign(column=name) for name, k in keys.items()], ignore_index=True)[["column", "key", "types", "share", "distinct", "top"]] \
         if keys else pd.DataFrame(columns=["column", "key", "types", "share", "distinct", "top"])
-    return Profile(summary, frame, findings, described, open_keys, pairs, weeks, _categories(source, described, counts))
+    return Profile(summary, frame, findings, described, open_keys, pairs, weeks, _categories(source, described, counts), dataset.rejected)
 
 def _duplicate_kind(texts, cluster):
     "For each row that is not the first of its kind: exact if the same text came before, near if only its cluster did."

@@ -23,8 +23,8 @@ from .display import Result
 from .errors import UserError
 from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits, say_duration
 from .jobs import ACTIVE_STATES
-from .schedules import make_schedule, measure_step
-from .sequences import LengthSampler, collate, encode_examples, padded_share
+from .schedules import choose_learning_rate, make_schedule, measure_step
+from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
 from .settings import load_settings
 
 # %% ../nbs/14_readiness.ipynb #50ee633a
@@ -137,11 +137,16 @@ def _check_cost(checks, local, encoded, n_examples, options):
                 return
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     checks.add("trained weights", f"{trained:,} of {local.n_parameters:,} ({trained/local.n_parameters:.1%})", n_trainable=trained)
+    usual = choose_learning_rate(None, options.method, local.n_parameters)
+    rate = choose_learning_rate(options.learning_rate, options.method, local.n_parameters)
+    checks.add("learning rate", f"{rate:g}" + (f", usual for this method and size is {usual:g}" if rate != usual else ""), "warning" if rate > 5*usual else "ok",
+               f"Such a run often diverges, or forgets what the base knew: try {usual:g}", learning_rate=rate)
     precision = choose_precision(options.dtype)
     prefer_attention(local.network, precision, size, lengths.max())
     def loss(batch):
         with precision_context(precision)(): return answer_loss(inner_network(model), batch)
-    batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0)
+    pad_to = pad_multiple(local.network)
+    batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0, pad_to)
     order = list(LengthSampler(lengths, size, options.seed))
     longest_s = measure_step(loss, model, [batch(np.argsort(-lengths)[:size])], repeats=1)
     typical_s = measure_step(loss, model, [batch(order[i:i + size]) for i in range(0, min(len(order), 3*size), size)], repeats=1)
@@ -149,7 +154,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
     schedule.step_s = step_s
     steps, per_epoch = schedule.plan(), n_examples/(size*options.gradient_accumulation_steps)
     checks.add("steps", f"About {steps:,} steps, {steps/per_epoch:.2f} passes over the examples, {steps*size*options.gradient_accumulation_steps*lengths.mean():,.0f} tokens, "
-               f"{padded_share(lengths, order, size):.0%} of each batch padding", "ok" if steps >= 5 else "warning", "Give it more steps, epochs or minutes",
+               f"{padded_share(lengths, order, size, pad_to):.0%} of each batch padding", "ok" if steps >= 5 else "warning", "Give it more steps, epochs or minutes",
                planned_steps=steps, planned_epochs=round(steps/per_epoch, 4))
     checks.add("time", f"About {say_duration(steps*step_s)} for training ({step_s:.2f} s a step, {longest_s:.2f} s for the longest batch, {precision}), measured now",
                planned_s=steps*step_s, step_s=step_s, precision=precision)

@@ -32,10 +32,10 @@ import pandas as pd
 from .checkpoints import find_model, record_base, weights_digest
 from .datasets import load_snapshot
 from .errors import OutputInUseError, ParameterValueError, WorkspaceError, explain
-from .models import LocalModel, import_torch, import_transformers, load_local
-from .schedules import make_schedule, measure_step, rows_needed, said_how_long
+from .models import LocalModel, import_torch, import_transformers, load_local, settle_threads
+from .schedules import choose_learning_rate, make_schedule, measure_step, rows_needed, said_how_long
 from .seals import newest_checkpoint, seal_folder
-from .sequences import LengthSampler, collate, encode_examples
+from .sequences import LengthSampler, collate, encode_examples, pad_multiple
 from .settings import load_settings, workspace_dir
 
 # %% ../nbs/14_training.ipynb #9468493a
@@ -191,7 +191,7 @@ def make_trainer(
     warnings.filterwarnings("ignore", category=FutureWarning, message=".*(gradient|activation)_checkpointing")
     config = SFTConfig(output_dir=str(folder), max_steps=schedule.max_steps or 10**7, per_device_train_batch_size=options.per_device_train_batch_size,
         gradient_accumulation_steps=options.gradient_accumulation_steps, learning_rate=options.learning_rate, weight_decay=options.weight_decay,
-        max_length=options.max_length, packing=options.packing, dataset_kwargs={"skip_prepare_dataset": not options.packing},
+        max_length=options.max_length, pad_to_multiple_of=pad_multiple(network), packing=options.packing, dataset_kwargs={"skip_prepare_dataset": not options.packing},
         gradient_checkpointing=options.gradient_checkpointing, bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=options.seed,
         save_strategy="no", logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
     trainer = type("Trainer", (TrainerParts, SFTTrainer), {"schedule": schedule, "precision": precision})(
@@ -337,6 +337,7 @@ def train(
     local = load_local(model, device="cpu")
     network, tokenizer, base_folder = local.network, local.tokenizer, find_model(model)
     options.max_length = min(options.max_length, local.context_tokens)
+    options.learning_rate = choose_learning_rate(options.learning_rate, options.method, local.n_parameters)
     context.progress(0, None, "reading the examples")
     examples, held_out = (load_snapshot(name).frame if name else None for name in (dataset, evaluation))
     schedule = make_schedule(options, len(examples))
@@ -357,8 +358,8 @@ def train(
     if schedule.budget_s is not None:
         context.progress(0, None, "measuring a step")
         batches = [batch for _, batch in zip(range(3), trainer.get_train_dataloader())]
-        schedule.step_s = options.gradient_accumulation_steps*measure_step(
-            lambda batch: trainer.compute_loss(trainer.model, trainer._prepare_inputs(dict(batch))), trainer.model, batches)
+        loss = lambda batch: trainer.compute_loss(trainer.model, trainer._prepare_inputs(dict(batch)))
+        schedule.step_s = options.gradient_accumulation_steps*settle_threads(lambda: measure_step(loss, trainer.model, batches))
         schedule.planned, schedule.tokens = schedule.plan(), 0
     reporter = make_reporter(context, schedule, options, evaluate)
     trainer.add_callback(reporter)
@@ -367,7 +368,7 @@ def train(
     context.progress(schedule.step, schedule.step, "evaluating")
     scores, samples = evaluate(schedule.step), sample_answers(inner, tokenizer, held_out if held_out is not None else examples, options.sample_completions)
     context.event("samples", step=schedule.step, rows=samples)
-    summary = {"base": base, "dataset": source, "method": options.method, "steps": schedule.step, "epochs": round(schedule.step*total_batch/len(examples), 4),
+    summary = {"base": base, "dataset": source, "method": options.method, "learning_rate": options.learning_rate, "steps": schedule.step, "epochs": round(schedule.step*total_batch/len(examples), 4),
                "ended_by": reporter.ended_by or "steps", "stopped_early": reporter.ended_by == "request" or (reporter.ended_by == "time" and bool(schedule.max_steps)),
                **{name: round(value, 6) for name, value in scores.items()}, "n_parameters": local.n_parameters, "n_trainable": trainable,
                "tokens": int(schedule.tokens), "precision": trainer.precision, "seed": options.seed}

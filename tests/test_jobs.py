@@ -100,6 +100,21 @@ def test_kill_ends_a_deaf_worker_and_what_it_started(root):
     with pytest.raises(JobError, match="killed before it had finished"): job.get_result()
 
 
+def test_who_watches_a_kill_sees_a_kill_and_no_loss(root, monkeypatch):
+    job = start_job("workers:count", root=root)
+    until(lambda: job.status()["done"] >= 1)
+    seen, end = [], Job._end
+    def end_and_look(self, *arguments):
+        ended = end(self, *arguments)
+        seen.append(attach_job(self.job_id, root).status()["state"])  # before the killer has written the last word
+        return ended
+    monkeypatch.setattr(Job, "_end", end_and_look)
+    job.kill()
+    assert seen == ["cancelled"]
+    assert job.resume().status()["state"] in jobs.ACTIVE_STATES
+    job.kill()
+
+
 def test_stop_is_taken_back_by_resume(root):
     job = start_job("workers:count", {"to": 40}, root=root)
     until(lambda: job.status()["done"] >= 3)
