@@ -46,11 +46,11 @@ lab: setup ## open JupyterLab on the home notebook
 
 test: setup browser ## run every test: the notebooks' own and those in tests/
 	$(BIN)/nbdev-test --n-workers 2 --skip-folder-re '^(\.|_|workflows|training)' nbs
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --dist loadfile
 
 test-fast: setup ## the same without browser, training and pipeline runs
 	$(BIN)/nbdev-test --n-workers 2 --skip-folder-re '^(\.|_|workflows|training)' nbs
-	$(BIN)/python -m pytest -m 'not slow and not browser'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not slow and not browser'
 
 bench: setup ## run the benchmarks, side by side with the reference implementations
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python $$script || exit 1; done

@@ -47,10 +47,10 @@ def main():
         before, after = [column for column in scores[0] if column not in ("task", "metric", "change", "verdict")]
         for row in [row for row in scores if row["metric"] in METRICS]:
             wanted = WANTED.get((name, row["task"], row["metric"]))
-            verdict = "" if wanted is None else f"   wanted {wanted:g}: {'reached' if row['after'] >= wanted else 'NOT reached'}"
+            verdict = "" if wanted is None else f"   wanted {wanted:g}: {'reached' if row[after] >= wanted else 'NOT reached'}"
             if wanted is not None and row[after] < wanted:
                 short.append((name, row["task"], row["metric"]))
-            print(f"  {row['task']:10} {row['metric']:14} {row['before']:8.3f} -> {row['after']:8.3f}{verdict}")
+            print(f"  {row['task']:10} {row['metric']:14} {row[before]:8.3f} -> {row[after]:8.3f}{verdict}")
     if given.output:
         Path(given.output).write_text(json.dumps(figures, indent=1))
     return bool(short)

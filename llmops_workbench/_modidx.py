@@ -320,6 +320,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmops_workbench/display.py'),
                                           'llmops_workbench.display.freeze': ('display.html#freeze', 'llmops_workbench/display.py'),
                                           'llmops_workbench.display.is_live': ('display.html#is_live', 'llmops_workbench/display.py'),
+                                          'llmops_workbench.display.paragraphs': ('display.html#paragraphs', 'llmops_workbench/display.py'),
                                           'llmops_workbench.display.picture': ('display.html#picture', 'llmops_workbench/display.py'),
                                           'llmops_workbench.display.result_parts': ( 'display.html#result_parts',
                                                                                      'llmops_workbench/display.py'),

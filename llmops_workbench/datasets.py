@@ -88,8 +88,8 @@ class Dataset:
     def __repr__(self): return (f"Dataset({self.reference}: {len(self):,} rows, {len(self.rejected):,} rejected, "
                                 f"columns {', '.join(map(str, self.frame.columns))})")
     def _repr_html_(self):
-        from llmops_workbench.display import escape, table_html
-        lines = "".join(f"<p>{escape(line)}</p>" for line in self.notes)
+        from llmops_workbench.display import paragraphs, table_html
+        lines = paragraphs(self.notes)
         rejected = table_html(self.rejected, "Rejected rows", max_rows=5) if len(self.rejected) else ""
         return table_html(self.frame, repr(self), max_rows=5) + lines + rejected
 

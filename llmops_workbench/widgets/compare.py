@@ -10,7 +10,7 @@ __all__ = ['verdict_table', 'ComparePanel', 'read_pair']
 
 # %% ../../nbs/widgets/46_compare.ipynb #2d5c41d2
 import ipywidgets
-from ..display import escape, table_html
+from ..display import escape, paragraphs, table_html
 from ..errors import WorkbenchError
 from ..metrics import METRICS
 from .fields import html_widget
@@ -75,7 +75,7 @@ class ComparePanel(Panel):
         self.launch()
 
     def live_view(self, result):
-        words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()))
+        words = html_widget(paragraphs(result.words()))
         charts = [self.figure_widget(name, result.figure(name)) for name in result.figures()]
         tabs = ipywidgets.Tab([self.examples_view(result), ipywidgets.VBox(charts[1:])], titles=("Examples", "More charts"))
         return ipywidgets.VBox([self.choices(result), html_widget(table_html(verdict_table(result.frame), max_chars=400)), words, charts[0], tabs])

@@ -11,7 +11,7 @@ __all__ = ['ExplorePanel']
 # %% ../../nbs/widgets/41_explore.ipynb #40e9c9c3
 import ipywidgets
 from ..datasets import read_dataset
-from ..display import escape, table_html
+from ..display import escape, paragraphs, table_html
 from .fields import html_widget
 from .panel import Panel
 from .rows import Rows, diff_html, kept, text_html
@@ -30,7 +30,7 @@ class ExplorePanel(Panel):
         return [*result.words(), *tables.items(), *(result.figure(name) for name in result.figures())]
 
     def live_view(self, result):
-        words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()[:2]))
+        words = html_widget(paragraphs(result.words()[:2]))
         findings = html_widget(table_html(result.findings, "Findings, the worst first"))
         charts = [self.figure_widget(name, result.figure(name)) for name in result.figures()]
         tables = {name: html_widget(table_html(frame, name)) for name, frame in result.tables().items() if name not in ("Findings", "Rows")}

@@ -91,8 +91,9 @@ def make_field(
     control = _control(parameter, value)
     style = "color:var(--jp-ui-font-color2,#616161);font-size:0.9em;line-height:1.3"
     # Beside a short control, below a wide one.
-    margin = "0 0 6px 11.5em" if isinstance(control, ipywidgets.Textarea) else "2px 0 2px 8px"
-    hint = ipywidgets.HTML(f'<span style="{style}">{escape(parameter.help)}</span>', layout={"margin": margin, "flex": "1 1 16em"})
+    wide = isinstance(control, ipywidgets.Textarea)
+    hint = ipywidgets.HTML(f'<span style="{style}">{escape(parameter.help)}</span>',
+                           layout={"margin": "0 0 6px 11.5em" if wide else "2px 0 2px 8px", "flex": "1 1 100%" if wide else "1 1 16em"})
     field = Field(parameter, control, ipywidgets.HBox([control, hint], layout={"flex_flow": "row wrap", "align_items": "center"}))
     field.write(value)
     return field

@@ -16,7 +16,7 @@ from pathlib import PurePath
 import ipywidgets
 from fastcore.basics import patch
 from pandas import DataFrame
-from ..display import escape, table_html
+from ..display import escape, paragraphs, table_html
 from ..errors import WorkbenchError
 from ..finetuning import active_finetunes, collect_finetune, find_finetune, launch_finetune, loss_figure, read_history, say_duration
 from ..jobs import ACTIVE_STATES
@@ -133,7 +133,7 @@ def findings_html(
     found,     # What `preflight` returned
 ) -> str:      # HTML
     "What a run would meet."
-    words = "".join(f"<p>{escape(line)}</p>" for line in found.words())
+    words = paragraphs(found.words())
     return words + "".join(table_html(frame, caption, max_chars=600) for caption, frame in found.tables().items())
 
 # %% ../../nbs/widgets/44_finetune.ipynb #4d6f80bf
@@ -238,7 +238,7 @@ def _attach(self:FinetunePanel, token, job, params):
 # %% ../../nbs/widgets/44_finetune.ipynb #331e1a7e
 @patch
 def live_view(self:FinetunePanel, result):
-    words = html_widget("".join(f"<p>{escape(line)}</p>" for line in [*result.words(), f"The model: {PurePath(result.model).name}"]))
+    words = html_widget(paragraphs([*result.words(), f"The model: {PurePath(result.model).name}"]))
     charts = {name: self.figure_widget(name, result.figure(name)) for name in result.figures()}
     run = html_widget(table_html(result.tables()["The run"], "The run", max_rows=60))
     answers = ipywidgets.VBox([html_widget("<b>Answers to held-out prompts</b>"), self.answers_view(result)])

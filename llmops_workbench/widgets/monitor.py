@@ -10,7 +10,7 @@ __all__ = ['MonitorPanel']
 
 # %% ../../nbs/widgets/49_monitor.ipynb #8f74d80d
 import ipywidgets
-from ..display import escape, table_html
+from ..display import paragraphs, table_html
 from .fields import html_widget
 from .panel import Panel
 from .rows import Rows, kept, text_html
@@ -26,7 +26,7 @@ class MonitorPanel(Panel):
     feature = None             # The one looked at, kept from result to result
 
     def live_view(self, result):
-        words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()))
+        words = html_widget(paragraphs(result.words()))
         features = html_widget(table_html(result.tables()["Features, drifted ones first"], "Features, drifted ones first"))
         figures = {name: self.figure_widget(name, result.figure(name)) for name in result.figures() if ":" not in name}
         tabs = {"Examples": self.examples_view(result), "One feature": self.feature_view(result), "Words": self.words_view(result, figures), "All features": figures["features"]}

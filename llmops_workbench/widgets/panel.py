@@ -28,7 +28,7 @@ from IPython import get_ipython
 from IPython.display import display
 
 from .. import params as kit
-from ..display import Html, Result, escape, is_live, result_parts, static_face, table_html, visible
+from ..display import Html, Result, escape, is_live, paragraphs, result_parts, static_face, table_html, visible
 from ..errors import UserError, WorkbenchError
 from .chart import Chart, Library, library
 from .fields import Beacon, CopyText, html_widget, make_form
@@ -89,7 +89,7 @@ def show(
     max_rows:int=10,      # Rows to show, the first ones
 ) -> Html:
     "A part of the result on the page of a workflow, or what to do to get one."
-    if self.result is None or name is None: return Html("".join(f"<p>{escape(line)}</p>" for line in self.words()))
+    if self.result is None or name is None: return Html(paragraphs(self.words()))
     part = getattr(self.result, name)
     frame = DataFrame(part.items(), columns=[name, "value"]) if isinstance(part, Mapping) else part
     if where is not None: frame = frame[where(frame)]
@@ -296,7 +296,7 @@ def controls(self:Panel) -> list:
 @patch
 def live_view(self:Panel, result):
     "The widget that shows a result to somebody who can touch it."
-    words = html_widget("".join(f"<p>{escape(sentence)}</p>" for sentence in result.words()))
+    words = html_widget(paragraphs(result.words()))
     figures = [self.figure_widget(name, result.figure(name)) for name in result.figures()]
     return ipywidgets.VBox([words, *figures, *(html_widget(table_html(frame, caption)) for caption, frame in result.tables().items())])
 

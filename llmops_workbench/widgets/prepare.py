@@ -10,7 +10,7 @@ __all__ = ['PreparePanel']
 
 # %% ../../nbs/widgets/42_prepare.ipynb #f85f553b
 import ipywidgets
-from ..display import escape, table_html
+from ..display import paragraphs, table_html
 from .fields import html_widget
 from .panel import Panel
 from .rows import Rows, kept, text_html
@@ -32,7 +32,7 @@ class PreparePanel(Panel):
         return [*result.words(), *(part for part in [*tables, splits] if len(part[1])), *(result.figure(name) for name in result.figures())]
 
     def live_view(self, result):
-        words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()))
+        words = html_widget(paragraphs(result.words()))
         steps = html_widget(table_html(result.steps, "Steps") + table_html(_outputs(result), "Snapshots for the next step"))
         charts = ipywidgets.VBox([self.figure_widget(name, result.figure(name)) for name in result.figures()])
         tabs = ipywidgets.Tab([self.examples_view(result), self.rejected_view(result), charts], titles=("Examples", f"Rejected ({len(result.rejected):,})", "Charts"))

@@ -11,7 +11,7 @@ __all__ = ['say_plan', 'PromptPanel', 'as_answers', 'read_answer']
 # %% ../../nbs/widgets/43_prompt.ipynb #3760f5fc
 import threading
 import ipywidgets
-from ..display import escape, table_html
+from ..display import escape, paragraphs, table_html
 from ..errors import WorkbenchError
 from ..metrics import METRICS
 from .fields import html_widget
@@ -60,7 +60,7 @@ class PromptPanel(Panel):
         threading.Thread(target=work, daemon=True, name=f"plan-{self.key}").start()
 
     def live_view(self, result):
-        words = html_widget("".join(f"<p>{escape(line)}</p>" for line in result.words()))
+        words = html_widget(paragraphs(result.words()))
         tables = result.tables()
         scores = html_widget(table_html(tables["Scores"], "Scores") if "Scores" in tables else "")
         charts = [self.figure_widget(name, result.figure(name)) for name in result.figures()]
