@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .display import escape, static_face, table_html
+from .display import escape, paragraphs, table_html
 from .records import RunRecord
 
 # %% ../nbs/30_report.ipynb #dcd504b3
@@ -38,7 +38,7 @@ def score_table(
     frame = record.frame() if "frame" in record.frames else pd.DataFrame()
     if not {"system", "task", "metric", "value", "delta", "verdict"} <= set(frame): return pd.DataFrame()
     frame = frame.assign(system=[_named(system, names or {}) for system in frame["system"]])
-    wide = frame.pivot_table(index=["task", "metric"], columns="system", values="value", sort=False, dropna=False)
+    wide = frame.pivot_table(index=["task", "metric"], columns="system", values="value", sort=False, dropna=False).dropna(how="all")  # Not every metric is of every task
     best = frame[frame["verdict"] != "baseline"].drop_duplicates(["task", "metric"], keep="last").set_index(["task", "metric"])
     return wide.join(best[["delta", "verdict"]].rename(columns={"delta": "change"})).reset_index()
 
@@ -103,8 +103,10 @@ def _step_status(step): return "not run" if step.record is None else "done befor
 def _stage_html(step):
     if step.record is None: return ""
     error = f"<p><b>{escape(step.record.error)}</b></p>" if step.record.error else ""
-    face = safe_face(step.record.text("face.html")) or static_face(step.record.words)
-    return f'<h2>{escape(step.id)}: {escape(step.title)}</h2><p>{escape(step.purpose)}</p>{error}{face}{_details("Parameters", _parameters(step))}'
+    face = safe_face(step.record.text("face.html"))
+    # Folded, or the page would be thirty screens long; what came of it in words stands open.
+    more = (_details("Tables and charts", face) if face else "") + _details("Parameters", _parameters(step))
+    return f'<h2>{escape(step.id)}: {escape(step.title)}</h2><p>{escape(step.purpose)}</p>{error}{paragraphs(step.record.words)}{more}'
 
 def _details(title, html): return f"<details><summary>{escape(title)}</summary>{html}</details>"
 
