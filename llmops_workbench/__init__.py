@@ -56,6 +56,7 @@ Modules:
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
+- `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
@@ -66,7 +67,7 @@ Modules:
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
-- `llmops_workbench.widgets.rows`: A table to search, page through and read from, and the difference of two texts word by word
+- `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 
 __version__ = "0.1.0"

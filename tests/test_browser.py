@@ -128,3 +128,59 @@ def test_home_leads_to_every_workflow(project, workspace, chromium, artefacts):
         page.screenshot(path=str(artefacts / "home.png"))
         page.locator(".jp-RenderedHTMLCommon a[href*='explore.ipynb']").first.click()
         page.get_by_role("tab", name="explore.ipynb").wait_for(timeout=30_000)
+
+
+def test_texts_are_brushed_sorted_searched_and_read(project, workspace, chromium, artefacts):
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace), LLMOPS_THREADS="1") as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("explore.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        count, keys = page.locator(".llmops-count:visible"), page.locator(".llmops-rows:visible tbody tr")
+        count.wait_for(timeout=60_000)
+
+        def shown(pattern):
+            page.wait_for_function("([css, text]) => [...document.querySelectorAll(css)].some(node => node.offsetParent && new RegExp(text).test(node.textContent))",
+                                   arg=[".llmops-count", pattern], timeout=30_000)
+            return count.inner_text()
+        assert shown("1–10 of 6,000")
+
+        # A drag over bars keeps their rows; the bars of the other columns follow, its own stay.
+        bars = page.locator('[data-focus="bars tokens"]:visible')
+        bars.scroll_into_view_if_needed()
+        box = bars.bounding_box()
+        page.mouse.move(box["x"] + box["width"]*0.3, box["y"] + 20)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"]*0.45, box["y"] + 20, steps=4)
+        page.mouse.up()
+        brushed = shown(r"of [\d,]+ of 6,000")
+        assert page.locator(".llmops-chips button:visible").count() == 1
+        page.screenshot(path=str(artefacts / "explore-1-brushed.png"))
+
+        # With the keyboard: the second bar over `channel` joins in.
+        page.locator('[data-focus="bars channel"]:visible').focus()
+        for key in ("ArrowRight", "ArrowRight", "Enter"): page.keyboard.press(key)
+        page.wait_for_function("() => [...document.querySelectorAll('.llmops-chips button')].filter(node => node.offsetParent).length === 2", timeout=30_000)
+        both = count.inner_text()
+        assert both != brushed
+        page.locator("button[title=undo]:visible").click()
+        assert shown(re.escape(brushed)) == brushed
+
+        # Sorted down, the longest come first; what is searched for is in every row; a row is read with the arrow keys.
+        for _ in range(2):
+            page.locator('[data-focus="sort tokens"]:visible').click()
+            page.wait_for_timeout(500)
+        tokens = [int(row.locator("td").nth(3).inner_text()) for row in keys.all()]
+        assert tokens == sorted(tokens, reverse=True)
+        search = page.locator(".llmops-bar input:visible")
+        search.fill("printer")
+        search.press("Enter")
+        page.wait_for_function("() => [...document.querySelectorAll('.llmops-chips button')].some(node => node.offsetParent && /printer/.test(node.textContent))", timeout=30_000)
+        keys.first.click()
+        page.locator("div[style*='border-left']:visible", has_text=re.compile("printer", re.I)).first.wait_for(timeout=30_000)
+        first = keys.first.get_attribute("data-key")
+        keys.first.focus()
+        page.keyboard.press("ArrowDown")
+        page.wait_for_function("key => { const row = document.querySelector('.llmops-rows tr[aria-selected=\"true\"]'); return row && row.dataset.key !== key; }", arg=first, timeout=30_000)
+        page.screenshot(path=str(artefacts / "explore-2-read.png"))
+        assert not lab.errors() and not page.refused

@@ -92,17 +92,15 @@ class ComparePanel(Panel):
         return ipywidgets.HBox([baseline, chosen], layout={"flex_flow": "row wrap"})
 
     def examples_view(self, result):
-        "Every example with both answers; the choice beside the search leads to what was broken or mended."
+        "Every example with both answers; the bars over `change` lead to what was broken or mended."
         frame = result.examples.assign(key=[str(at) for at in range(len(result.examples))])
-        filters = {label: frame["change"] == label for label in ("broken", "mended", "loss", "gain", "same")} | {f"system {name}": frame["system"] == name for name in frame["system"].unique()}
-        filters = {label: mask for label, mask in filters.items() if mask.any()}
         def picked(keys): self.selection = [frame["id"][int(key)] for key in keys]
         def read(row): return read_pair(row, result.summary["baseline"])
         columns = ["id", "task", "system", "change", "delta", "prediction"]
-        rows = kept(self, "examples", lambda: Rows(frame, columns, read, key="key", filters=filters, label="examples", on_tick=picked))
+        rows = kept(self, "examples", lambda: Rows(frame, columns, read, key="key", label="examples", on_tick=picked))
         if rows.frame is not frame:
             rows.read = read
-            rows.show(frame, filters)
+            rows.show(frame)
         return rows.widget
 
 def read_pair(

@@ -55,24 +55,24 @@ class ExplorePanel(Panel):
         return ipywidgets.HBox([slider, share], layout={"align_items": "center"})
 
     def rows_view(self, result):
-        "Every text with its signals: search, filter, read, pick."
-        texts = read_dataset(self.ran_with["dataset"], text_column=self.ran_with["text_column"]).frame[self.ran_with["text_column"]]
-        frame = result.frame.assign(text=texts.to_numpy())
+        "Every text with its signals and the columns beside it: search, brush, read, pick."
+        source = read_dataset(self.ran_with["dataset"], text_column=self.ran_with["text_column"]).frame.reset_index(drop=True)
+        frame = result.frame.assign(text=source[self.ran_with["text_column"]])
         size = "tokens" if "tokens" in frame else "words"
-        filters = {"letter for letter duplicates": frame["duplicate"] == "exact", "near duplicates": frame["duplicate"] == "near", "hidden characters": frame["hidden"],
-                   "damaged characters": frame["damaged"] > 0, "empty": frame["words"] == 0, f"the longest twentieth by {size}": frame[size] > frame[size].quantile(0.95)}
-        filters = {label: mask for label, mask in filters.items() if mask.any()}
+        beside = [name for name in result.columns["column"][result.columns["kind"].isin(["category", "time", "number"])] if name not in frame][:4]
+        frame[beside] = source[beside]
         twins = result.duplicates.drop_duplicates("id").set_index("id")["other"].to_dict()
         by_id = dict(zip(frame["id"], frame["text"]))
         def read(row):
             signals = " · ".join(f"{name} {row[name]:.4g}" for name in (size, "characters", "sentences", "symbol_share", "repetition"))
             twin = twins.get(row["id"])
-            if twin is None: return f"<small>{escape(signals)}</small>{text_html(row['text'], title=row['id'])}"
+            if twin is None: return f"<small>{escape(signals)}</small>{text_html(row['text'], rows.searched, title=row['id'])}"
             title = f"{row['id']}, as it differs from {twin}"
             return f"<small>{escape(signals)}</small>{diff_html(by_id.get(twin), row['text'], title)}"
         def picked(ids): self.selection = ids
-        rows = kept(self, "rows", lambda: Rows(frame, ["id", size, "duplicate", "text"], read, filters=filters, label="texts", on_tick=picked))
+        columns = [name for name in ("id", "text", size, "duplicate", "hidden", "damaged", *beside) if name in ("id", "text", size) or frame[name].nunique() > 1]
+        rows = kept(self, "rows", lambda: Rows(frame, columns, read, label="texts", on_tick=picked))
         if rows.frame is not frame:
             rows.read = read
-            rows.show(frame, filters)
+            rows.show(frame, columns)
         return rows.widget

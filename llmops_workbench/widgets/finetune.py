@@ -247,15 +247,13 @@ def live_view(self:FinetunePanel, result):
 
 @patch
 def answers_view(self:FinetunePanel, result):
-    "The answers at the end; the choice beside the search parts the exact ones from the others."
+    "The answers at the end; the bars over `exact` part the exact ones from the others."
     frame = result.samples.assign(key=[str(at) for at in range(len(result.samples))])
     if not len(frame): return html_widget("<p>No answers were written. Set sample_completions to read some.</p>")
-    exact = frame["completion"].str.strip() == frame["reference"].str.strip()
-    filters = {"exact": exact, "different": ~exact} | {f"task {task}": frame["task"] == task for task in frame["task"].unique()}
-    filters = {label: mask for label, mask in filters.items() if mask.any()}
+    frame["exact"] = frame["completion"].str.strip() == frame["reference"].str.strip()
     def picked(keys): self.selection = [self.result.samples["id"].iloc[int(key)] for key in keys]
-    rows = kept(self, "answers", lambda: Rows(frame, ["task", "completion", "reference", "prompt"], read_sample, key="key", filters=filters, label="answers", on_tick=picked))
-    if rows.frame is not frame: rows.show(frame, filters)
+    rows = kept(self, "answers", lambda: Rows(frame, ["task", "exact", "completion", "reference", "prompt"], read_sample, key="key", label="answers", on_tick=picked))
+    if rows.frame is not frame: rows.show(frame)
     return rows.widget
 
 def read_sample(

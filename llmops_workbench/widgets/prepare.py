@@ -42,16 +42,14 @@ class PreparePanel(Panel):
         "The examples as formatted."
         def picked(ids): self.selection = ids
         def read(row): return text_html(row["prompt"], title="Prompt") + text_html(row["completion"], title="Completion")
-        filters = {f"{column} {value}": result.frame[column] == value for column in ("split", "task") for value in result.frame[column].unique()}
-        rows = kept(self, "examples", lambda: Rows(result.frame, ["id", "task", "split", "prompt", "completion"], read, filters=filters, label="examples", on_tick=picked))
-        if rows.frame is not result.frame: rows.show(result.frame, filters)
+        rows = kept(self, "examples", lambda: Rows(result.frame, ["id", "task", "split", "prompt", "completion"], read, label="examples", on_tick=picked))
+        if rows.frame is not result.frame: rows.show(result.frame)
         return rows.widget
 
     def rejected_view(self, result):
         "The rows that did not become examples."
-        filters = {str(step): result.rejected["step"] == step for step in result.rejected["step"].unique()}
-        rows = kept(self, "rejected", lambda: Rows(result.rejected, ["id", "step", "reason"], lambda row: text_html(row["reason"], title=row["id"]), filters=filters, label="rejected rows"))
-        rows.show(result.rejected, filters)
+        rows = kept(self, "rejected", lambda: Rows(result.rejected, ["id", "step", "reason"], lambda row: text_html(row["reason"], title=row["id"]), label="rejected rows"))
+        rows.show(result.rejected)
         return rows.widget
 
 def _outputs(result):

@@ -68,14 +68,12 @@ class PromptPanel(Panel):
         return ipywidgets.VBox([words, scores, charts[0], tabs])
 
     def answers_view(self, result):
-        "Every answer; the choice beside the search leads to the failures."
+        "Every answer; the bars over `outcome` lead to the failures."
         frame = as_answers(result)
-        filters = {label: frame["outcome"] == label for label in ("right", "wrong", "failed")} | {f"task {task}": frame["task"] == task for task in frame["task"].unique()}
-        filters = {label: mask for label, mask in filters.items() if mask.any()}
         def picked(ids): self.selection = ids
         columns = ["example_id", "task", "model", "prompt_name", "outcome", "score", "completion"]
-        rows = kept(self, "answers", lambda: Rows(frame, columns, read_answer, key="key", filters=filters, label="answers", on_tick=picked))
-        if rows.frame is not frame: rows.show(frame, filters)
+        rows = kept(self, "answers", lambda: Rows(frame, columns, read_answer, key="key", label="answers", on_tick=picked))
+        if rows.frame is not frame: rows.show(frame)
         return rows.widget
 
 # %% ../../nbs/widgets/43_prompt.ipynb #42b28b45
