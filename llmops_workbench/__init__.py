@@ -10,6 +10,7 @@ Modules:
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
+- `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
@@ -20,13 +21,16 @@ Modules:
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
+- `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
+- `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
@@ -35,6 +39,7 @@ Modules:
 - `llmops_workbench.preparation`: From rows to examples: cleaned, formatted, split so that no prompt is seen twice
 - `llmops_workbench.profiling`: What is in the data, what is wrong with it, and which step mends it
 - `llmops_workbench.prompting`: Every prompt with every model on the same examples, scored side by side
+- `llmops_workbench.pseudonyms`: A false name for a true one, the same all over the dataset, and no table of who is who
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
@@ -43,12 +48,14 @@ Modules:
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
 - `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
+- `llmops_workbench.safety`: Personal data in a column, found and blacked out
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
+- `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
 - `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
@@ -86,6 +93,11 @@ _PUBLIC = {
     "attach_job": "jobs",
     "load_model": "models",
     "score": "metrics",
+    "detect_languages": "languages",
+    "find_pii": "safety",
+    "find_secrets": "credentials",
+    "redact": "safety",
+    "pseudonymise": "pseudonyms",
     "profile": "profiling",
     "prepare": "preparation",
     "Prompt": "prompting",
