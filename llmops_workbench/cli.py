@@ -84,13 +84,14 @@ GROUPS = {"pipeline": "Plan or run several workflows in order."}
 def columns(
     rows,     # Tuples of texts
     heads=(), # Headings
+    whole=False, # Cut nothing: half a path is of no use to anybody
 ) -> list:    # Lines
     "Aligned columns; the last takes what is left of the terminal's width."
     rows = [tuple(" ".join(visible(cell).split()) for cell in row) for row in rows]
     if heads and rows: rows = [tuple(heads), *rows]
     widths = [max(map(len, column)) for column in zip(*rows)][:-1]
     left = max(shutil.get_terminal_size((120, 24)).columns - sum(widths) - 2*len(widths), 30)
-    return ["  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [_shorten(row[-1], left)]).rstrip() for row in rows]
+    return ["  ".join([cell.ljust(width) for cell, width in zip(row, widths)] + [row[-1] if whole else _shorten(row[-1], left)]).rstrip() for row in rows]
 
 def _shorten(text, width): return text if len(text) <= width else text[:width - 1] + "…"
 
@@ -181,7 +182,7 @@ def run(
     from llmops_workbench.store import open_store
     words = [f"  {visible(line)}" for line in open_store().get_run(done.run_id).words]
     return [f"{Path(done.output).name} finished in {_time(done.duration_s)}.", *words, "",
-            *columns([("notebook", str(done.output)), ("run", done.run_id), *((name, str(value)) for name, value in done.outputs.items())])]
+            *columns([("notebook", str(done.output)), ("run", done.run_id), *((name, str(value)) for name, value in done.outputs.items())], whole=True)]
 
 # %% ../nbs/32_cli.ipynb #f62811f6
 @command
@@ -215,7 +216,7 @@ def pipeline_run(
     steps = columns([(each.step, each.workflow, each.status.lower(), _time(each.duration_s or 0), each.run_id) for each in done.steps.itertuples()],
                     ("step", "workflow", "status", "time", "run"))
     return [f"Finished in {_time(done.duration_s)}.", "", *steps, *scores, "", "Where things lie",
-            *(f"  {line}" for line in columns([("report", str(done.report)), ("notebooks", str(done.notebooks)), ("workspace", str(load_settings().workspace))])),
+            *(f"  {line}" for line in columns([("report", str(done.report)), ("notebooks", str(done.notebooks)), ("workspace", str(load_settings().workspace))], whole=True)),
             "", "What to type next", *(f"  {line}" for line in columns(NEXT))]
 
 def _score_lines(scores):

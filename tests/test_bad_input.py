@@ -202,7 +202,7 @@ BEFORE = [  # What is found before a run is begun
     Case("none of the choices", run("prompt", "split=tset"), "ParameterValueError", "'split' was given 'tset'",
          "'test', 'validation', 'train' or 'all'", "Did you mean 'test'?"),
     Case("text for true or false", run("prompt", "clean_only=maybe"), "ParameterValueError", "'clean_only' was given 'maybe'", "true or false", "Leave it out"),
-    Case("fine-tune with a text for a number", run("finetune", "max_steps=many"), "ParameterValueError", "'max_steps' was given 'many'", "a whole number or None",
+    Case("fine-tune with a text for a number", run("finetune", "max_steps=many"), "ParameterValueError", "'max_steps' was given 'many'", "a whole number from -1 to 1e+07 or None",
          "Leave it out"),
     Case("parameters that are far too large", run("explore", f"text_column={'x'*120_000}"), "ParameterValueError", "take 120,", "They may take 100,000",
          "Save the data and pass its path"),
