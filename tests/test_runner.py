@@ -198,7 +198,8 @@ def test_it_runs_where_an_event_loop_runs(make, store):
 
 
 def _start_cli_like(path, store, output):
-    code = "import sys\nfrom pathlib import Path\nfrom llmops_workbench.runner import run_workflow\nrun_workflow(sys.argv[1], output=sys.argv[2])"
+    # What a shell runs in the background starts with Ctrl-C ignored.
+    code = "import signal, sys\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nfrom llmops_workbench.runner import run_workflow\nrun_workflow(sys.argv[1], output=sys.argv[2])"
     environment = {**os.environ, "LLMOPS_WORKSPACE": str(store.settings.workspace), "LLMOPS_STORE": store.address}
     return subprocess.Popen([sys.executable, "-c", code, str(path), str(output)], env=environment, stderr=subprocess.PIPE)
 
