@@ -24,6 +24,7 @@ Modules:
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
@@ -40,6 +41,7 @@ Modules:
 - `llmops_workbench.profiling`: What is in the data, what is wrong with it, and which step mends it
 - `llmops_workbench.prompting`: Every prompt with every model on the same examples, scored side by side
 - `llmops_workbench.pseudonyms`: A false name for a true one, the same all over the dataset, and no table of who is who
+- `llmops_workbench.quality`: Signals that tell a text worth training on from one that is not
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
@@ -63,6 +65,7 @@ Modules:
 - `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
+- `llmops_workbench.units`: Sentences, words, lines and word sequences of a column of text, and how much of it repeats
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
