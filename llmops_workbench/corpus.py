@@ -22,6 +22,7 @@ from pathlib import Path
 import pandas as pd
 from .material import (FILLERS, as_attributes, describe, draw_message, draw_record, draw_value, fill_slots,
                                        pseudo_word, write_prose, message_events, thing_kinds)
+from .sequences import PAD_TO
 
 # %% ../nbs/23_corpus.ipynb #7bf675d7
 KEY_NAMES = {"who": ["sender", "writer", "from", "customer", "name", "person"], "code": ["code", "number", "reference", "id", "ref", "case_number"], "town": ["town", "city", "place"],
@@ -336,7 +337,7 @@ def draw_example(
     return ids, [1]*len(ids)
 
 # %% ../nbs/23_corpus.ipynb #8d360d3c
-def padded_length(n): return -(-n//16)*16 # Products are compiled for each shape they meet: fewer lengths, less to compile and to keep
+def padded_length(n): return -(-n//PAD_TO)*PAD_TO
 
 def batches(
     tok,                        # The tokenizer

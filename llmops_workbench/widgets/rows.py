@@ -277,7 +277,8 @@ class Rows:
         labels = bar_labels(kind, bars)
         mine, n = [operation for operation in self.view.operations if operation.get("column") == name], len(bars)
         brushed = next(([first, last] for first in range(n if mine else 0) for last in range(first, n) if bars_operation(name, kind, bars, first, last) in mine), None)
-        caption = f"{len(labels):,} values" if kind == "category" else " to ".join([labels[0].split(" to ")[0], labels[-1].split(" to ")[-1]]) if labels else ""
+        others = kind == "category" and bool(len(bars)) and bars["value"].iloc[-1] is None
+        caption = f"{len(labels) - others:,} values{' and others' if others else ''}" if kind == "category" else " to ".join([labels[0].split(" to ")[0], labels[-1].split(" to ")[-1]]) if labels else ""
         # Where all are alike there is nothing to choose from.
         if len(labels) < 2: labels, caption = [], "".join(labels)
         return {"name": name, "bars": [[label, int(all_), int(kept)] for label, all_, kept in zip(labels, bars["n_rows"], bars["n_kept"])], "caption": caption,
