@@ -28,8 +28,10 @@ import numpy as np
 import pandas as pd
 
 from llmops_workbench.helpdesk import generate_helpdesk
-from llmops_workbench.quality import find_cut, find_cuts, flag_quality, measure_boilerplate, measure_gibberish, quality_signals
-from llmops_workbench.units import read_column, repeated_share, scan_texts
+from llmops_workbench.quality import find_cut, find_cuts, measure_boilerplate, measure_gibberish, quality_signals
+from llmops_workbench.counts import count_texts
+from llmops_workbench.text import text_buffer
+from llmops_workbench.units import repeated_share
 
 RESULTS = Path(__file__).parent / "results" / "quality.json"
 LETTERS = Path(__file__).parent.parent / "llmops_workbench" / "assets" / "quality" / "letters.npy"
@@ -66,7 +68,7 @@ def polars_line_repeats(frame):
 
 
 def our_counts(texts):
-    counts = scan_texts(read_column(texts))
+    counts = count_texts(text_buffer(texts))
     n = counts["characters"].clip(lower=1)
     return pd.DataFrame({"characters": counts["characters"], "words": counts["words"], "sentences": counts["sentences"], "symbol_share": counts["symbols"] / n,
                          "digit_share": counts["digits"] / n, "upper_share": counts["uppercase"] / n})
@@ -110,9 +112,9 @@ def speed(n_rows, repeats):
     texts = corpus(n_rows)
     frame = pl.DataFrame({"t": texts.tolist()})
     rows = [compare("characters, words, sentences, three shares / polars", lambda: our_counts(texts), lambda: polars_counts(frame), equal_counts, repeats),
-            compare("share of repeated lines / polars", lambda: repeated_share(read_column(texts), "lines"), lambda: polars_line_repeats(frame), equal_lines, repeats),
-            compare("both / polars", lambda: (our_counts(texts), repeated_share(read_column(texts), "lines")), lambda: (polars_counts(frame), polars_line_repeats(frame)), lambda a, b: "equal", repeats)]
-    n_bytes = len(read_column(texts).data)
+            compare("share of repeated lines / polars", lambda: repeated_share(text_buffer(texts), "lines"), lambda: polars_line_repeats(frame), equal_lines, repeats),
+            compare("both / polars", lambda: (our_counts(texts), repeated_share(text_buffer(texts), "lines")), lambda: (polars_counts(frame), polars_line_repeats(frame)), lambda a, b: "equal", repeats)]
+    n_bytes = len(text_buffer(texts).data)
     quality_signals(texts)
     whole = min(cost(lambda: quality_signals(texts))[0] for _ in range(3))
     print(f"{n_rows:,} texts, {n_bytes / 1e6:.1f} MB; processor time, median of {repeats} (a ratio above 1: ours is quicker); polars {pl.__version__}, one thread\n")
@@ -161,7 +163,7 @@ def judge_letters():
             sets[f"{n} words of random {how}"] = [struck_at_random(rng, how, n) for _ in range(500)]
     rows = []
     for name, texts in sets.items():
-        scores = measure_gibberish(read_column(texts))
+        scores = measure_gibberish(text_buffer(texts))
         rows.append({"texts": name, "n": len(texts), "flagged": round(float((scores > .5).mean()), 4), "median": round(float(np.median(scores)), 3), "highest": round(float(scores.max()), 3)})
     print("\ngibberish\n", pd.DataFrame(rows).to_string(index=False), sep="")
 
@@ -180,7 +182,7 @@ def judge_cuts():
     def add_among(name, cut):
         "One text in twenty is cut, the others are whole; recall of the cut ones and how many of the whole ones are flagged."
         chosen = np.arange(len(whole)) % 20 == 7
-        flags = (find_cuts(read_column([cut(t) if c else t for t, c in zip(whole, chosen)])) != "")
+        flags = (find_cuts(text_buffer([cut(t) if c else t for t, c in zip(whole, chosen)])) != "")
         rows.append({"texts": name, "n": int(chosen.sum()), "flagged": round(float(flags[chosen].mean()), 3), "flagged_of_the_rest": round(float(flags[~chosen].mean()), 4)})
     whole = frame["text"].tolist()
     add("whole tickets", whole)
@@ -191,7 +193,7 @@ def judge_cuts():
     add("queries cut anywhere", [t[:rng.randrange(len(t) // 4, len(t) * 3 // 4)] for t in frame["query"]])
     add_among("one ticket in twenty cut anywhere", lambda t: t[:rng.randrange(len(t) // 4, len(t) * 3 // 4)])
     add_among("one ticket in twenty cut inside a word of four letters or more", lambda t: inside_a_word(t, rng))
-    flags = flag_quality(quality_signals([t[:150] for t in whole]))["truncated"]
+    flags = quality_signals([t[:150] for t in whole])["truncated"] != ""
     rows.append({"texts": "tickets cut at 150 characters, as a column", "n": len(whole), "flagged": round(float(flags[[len(t) > 150 for t in whole]].mean()), 3)})
     print("\ncut off\n", pd.DataFrame(rows).to_string(index=False), sep="")
 
@@ -200,8 +202,8 @@ def judge_boilerplate():
     frame, _ = generate_helpdesk(n_rows=6000, seed=0)
     planted = frame["text"].str.contains("Sent from my phone|think of the trees|may be confidential|Sent on the move|wrote:\n|Original message|^From: Service Desk|^>> ?", regex=True) | \
         frame["text"].str.contains("^(?:From: Service Desk|>> )", regex=True, flags=8)
-    found = measure_boilerplate(read_column(frame["text"])) > 0
-    alone = measure_boilerplate(read_column(frame["text"]), 10**9) > 0
+    found = measure_boilerplate(text_buffer(frame["text"])) > 0
+    alone = measure_boilerplate(text_buffer(frame["text"]), 10**9) > 0
     print(f"\nboilerplate: of {planted.sum():,} tickets with a notice or quoted mail {found[planted].mean():.1%} have some, of the others {found[~planted].mean():.1%} "
           f"(by patterns and signatures alone {alone[~planted].mean():.1%})")
     sets = {"documentation": documentation()}
@@ -209,7 +211,7 @@ def judge_boilerplate():
         sets["e-mails"] = [json.loads(line)["context"] for line in (SHARED / "bipia" / "email_test.jsonl").read_text(encoding="utf-8").splitlines()]
         sets["instructions"] = [json.loads(line)["instruction"] for line in (SHARED / "self_instruct" / "seed_tasks.jsonl").read_text(encoding="utf-8").splitlines()]
     for name, texts in sets.items():
-        shares = measure_boilerplate(read_column(texts))
+        shares = measure_boilerplate(text_buffer(texts))
         print(f"  {name}: {np.mean(shares > 0):.1%} of {len(texts):,} have some, {np.mean(shares > .5):.1%} are mostly that")
 
 

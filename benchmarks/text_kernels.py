@@ -21,7 +21,9 @@ import pandas as pd
 
 from llmops_workbench import text
 from llmops_workbench.helpdesk import generate_helpdesk
-from llmops_workbench.text import count_texts, exact_duplicates, near_duplicates, repetition, shingles, text_buffer
+from llmops_workbench.counts import count_texts
+from llmops_workbench.duplicates import exact_duplicates, near_duplicates, repetition, shingles
+from llmops_workbench.text import text_buffer
 
 RESULTS = Path(__file__).parent / "results" / "text_kernels.json"
 

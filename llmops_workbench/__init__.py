@@ -4,24 +4,30 @@ Modules:
 
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
+- `llmops_workbench.chats`: Who said what, in whatever form a conversation was kept
 - `llmops_workbench.checkpoints`: Where a model's name leads, and what is refused unread
 - `llmops_workbench.cli`: The same workflows from a terminal and from CI
 - `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
+- `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
 - `llmops_workbench.drift`: What changed, since when, by how much, and which rows show it
+- `llmops_workbench.duplicates`: Texts that are the same, and texts that say nearly the same
+- `llmops_workbench.embeddings`: Texts as vectors at once, from their own words, or by a model that lies on disk; and the texts most like another
 - `llmops_workbench.endpoints`: A model behind an address
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
+- `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
@@ -32,6 +38,7 @@ Modules:
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
+- `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
@@ -45,9 +52,11 @@ Modules:
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
+- `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
 - `llmops_workbench.registry`: Prompts and models by name, version and alias
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
+- `llmops_workbench.reshaping`: Steps that change what a row is: cut, split, packed, renamed, formatted, copied, made by a model
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
 - `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
 - `llmops_workbench.safety`: Personal data in a column, found and blacked out
@@ -56,16 +65,22 @@ Modules:
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
+- `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
+- `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
+- `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
 - `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
-- `llmops_workbench.text`: A column of text as one buffer of bytes, and what can be counted in it
+- `llmops_workbench.text`: A column of text as one buffer of bytes, its hashes, and the damage of a wrong decoding
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
+- `llmops_workbench.tokens`: How long a text is for a model, counted without the model, and where to cut it
+- `llmops_workbench.topics`: A map of the texts on which what is alike lies together, and names for its regions
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
-- `llmops_workbench.units`: Sentences, words, lines and word sequences of a column of text, and how much of it repeats
+- `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
+- `llmops_workbench.units`: Words, lines and word sequences of a column of text, and how much of it repeats
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
@@ -99,8 +114,11 @@ _PUBLIC = {
     "detect_languages": "languages",
     "find_pii": "safety",
     "find_secrets": "credentials",
+    "score_injection": "injection",
     "redact": "safety",
     "pseudonymise": "pseudonyms",
+    "find_topics": "topics",
+    "TextIndex": "embeddings",
     "profile": "profiling",
     "prepare": "preparation",
     "Prompt": "prompting",

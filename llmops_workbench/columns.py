@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 from .datasets import require_columns
-from .text import count_texts, text_buffer
+from .counts import count_texts
+from .text import text_buffer
 
 # %% ../nbs/09_columns.ipynb #29e37ae9
 FEW_VALUES = 10      # Numbers with no more distinct values than this are categories

@@ -154,11 +154,19 @@ def _read_parquet(path, digest=None):
     raise SourceFormatError(explain(f"Snapshot '{path}' is damaged: {problem}", "A snapshot never changes once it is written",
                                     "Delete it and make it again from its source"))
 
+def _origins(path):
+    "How a snapshot came about, the latest last; nothing where that was not told or cannot be read."
+    try: entries = json.loads(path.with_suffix(".origin").read_text(encoding="utf-8"))
+    except (OSError, ValueError): return []
+    return [e for e in entries if isinstance(e, dict) and {"recipe", "parent"} <= set(e)] if isinstance(entries, list) else []
+
 def save_snapshot(
     dataset:Dataset,        # What to keep
     settings:Settings=None, # Whose workspace; None: the settings in force
+    recipe:dict|None=None,  # The function and parameters that made it, JSON
+    parent:str|None=None,   # What it was made from, "name@digest"
 ) -> str:                   # "name@digest", the first 12 letters of it, for `read_dataset`
-    "Keep a dataset as Parquet under its digest; `WorkspaceError` if the disk is full or not writable."
+    "Keep a dataset as Parquet under its digest, and beside it how it came about; `WorkspaceError` if the disk is full or not writable."
     path = workspace_dir(settings or load_settings(), "snapshots")/f"{dataset.name}@{dataset.digest}.parquet"
     truth = path.with_suffix(".truth")
     if dataset.truth is not None: write_atomically(truth, _parquet(dataset.truth, digest_frame(dataset.truth)))
@@ -167,6 +175,10 @@ def save_snapshot(
         _read_parquet(path, dataset.digest)
         os.utime(path)
     except (SourceFormatError, OSError): write_atomically(path, _parquet(dataset.frame, dataset.digest))
+    # Two recipes may make the same content: it is one snapshot, and both are told.
+    if recipe is not None or parent is not None:
+        entry = {"recipe": recipe, "parent": parent}
+        write_atomically(path.with_suffix(".origin"), json.dumps([*(e for e in _origins(path) if e != entry), entry], ensure_ascii=False))
     return dataset.reference
 
 # %% ../nbs/03_datasets.ipynb #35f3d5f7
@@ -178,12 +190,15 @@ def _snapshots(settings):
 
 def list_snapshots(
     settings:Settings=None, # Whose workspace; None: the settings in force
-) -> pd.DataFrame:          # reference, name, digest, rows, size_bytes, saved; the latest first
+) -> pd.DataFrame:          # reference, name, digest, rows, size_bytes, saved, parent, recipe (JSON); the latest first
     "The snapshots in the workspace."
     import pyarrow.parquet as pq
-    rows = [(f"{name}@{digest[:12]}", name, digest, pq.read_metadata(path).num_rows, path.stat().st_size,
-             pd.Timestamp(path.stat().st_mtime_ns)) for name, digest, path in _snapshots(settings or load_settings())]
-    return pd.DataFrame(rows, columns=["reference", "name", "digest", "rows", "size_bytes", "saved"])
+    rows = []
+    for name, digest, path in _snapshots(settings or load_settings()):
+        origin = (_origins(path) or [{"recipe": None, "parent": None}])[-1]
+        rows.append((f"{name}@{digest[:12]}", name, digest, pq.read_metadata(path).num_rows, path.stat().st_size, pd.Timestamp(path.stat().st_mtime_ns),
+                     origin["parent"] or "", json.dumps(origin["recipe"], ensure_ascii=False) if origin["recipe"] else ""))
+    return pd.DataFrame(rows, columns=["reference", "name", "digest", "rows", "size_bytes", "saved", "parent", "recipe"])
 
 # %% ../nbs/03_datasets.ipynb #3a80e0f0
 def load_snapshot(

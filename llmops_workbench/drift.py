@@ -30,7 +30,9 @@ from .periods import Rows, gather, window_starts
 from .rulers import METHODS, choose_method, distribution, make_ruler, measure
 from .separation import separate, separating_words, word_table
 from .significance import holm
-from .text import clusters, count_texts, near_duplicates, text_buffer
+from .duplicates import clusters, near_duplicates
+from .counts import count_texts
+from .text import text_buffer
 
 # %% ../nbs/19_drift.ipynb #b0e78faf
 def first_drift(

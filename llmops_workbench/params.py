@@ -90,12 +90,13 @@ def _read_union(members) -> dict:
 # %% ../nbs/00_params.ipynb #d89f5f12
 def parameters_of(
     function,             # A stage function, its parameters annotated and commented
+    given:tuple=(),       # Parameters that a caller always gives in Python, left out
 ) -> dict[str, Parameter]:
     "The parameters a function declares, in order; `ParameterValueError` if one has no type that can be written down."
     function = unwrap(function)
     hints, comments, declared = get_type_hints(function, include_extras=True), docments(function), {}
     for name, argument in signature(function).parameters.items():
-        if argument.kind in (Argument.VAR_POSITIONAL, Argument.VAR_KEYWORD): continue
+        if name in given or argument.kind in (Argument.VAR_POSITIONAL, Argument.VAR_KEYWORD): continue
         required = argument.default is Argument.empty
         fields = _read_annotation(hints.get(name, type(None if required else argument.default)))
         if fields["type"] is None:

@@ -1,15 +1,19 @@
 """From rows to examples: what may not leak, not be lost and not be executed."""
 
 import json
+import runpy
 
 import pandas as pd
 import pytest
 import yaml
 
-from llmops_workbench.datasets import make_dataset, read_dataset
+from llmops_workbench.datasets import list_snapshots, make_dataset, read_dataset
 from llmops_workbench.errors import MissingColumnError, ParameterValueError, UnknownParameterError, UserError
-from llmops_workbench.preparation import (
-    STEPS, TASKS, count_leaks, count_near_leaks, link_rows, make_examples, normalise, prepare, read_steps, render, run_steps, template_columns)
+from llmops_workbench.examples import make_examples
+from llmops_workbench.preparation import STEPS, TASKS, prepare
+from llmops_workbench.recipes import read_steps, run_steps
+from llmops_workbench.splits import count_leaks, count_near_leaks, link_rows, normalise
+from llmops_workbench.templates import render, template_columns
 
 DESCRIBE = {"describe": ["Describe the restaurant from these facts.\n\n{mr}", "{ref}"]}
 
@@ -88,7 +92,7 @@ def test_helpdesk_near_duplicates_stay_together_when_grouped(helpdesk, tmp_path,
 
 
 def test_real_task_by_parameters_alone(shared_data):
-    prepared = prepare(str(shared_data / "e2e" / "devset.csv"), text_column="mr", group_by="mr", tasks=DESCRIBE)
+    prepared = prepare(str(shared_data / "e2e" / "devset.csv"), text_column="mr", group_by="mr", tasks=DESCRIBE, similarity=None)
     source = pd.read_csv(shared_data / "e2e" / "devset.csv")
     assert prepared.summary["n_rows"] == len(source) == 4672
     assert prepared.summary["n_rows_kept"] + prepared.summary["n_rejected"] == 4672
@@ -140,6 +144,70 @@ def test_leaks_are_counted_when_there_are_some():
     assert count_near_leaks(texts, pd.Series(["train"] * 4)) == 0
 
 
+def test_near_duplicates_are_never_on_both_sides(helpdesk):
+    dataset, prepared = helpdesk
+    where = prepared.frame.drop_duplicates("row").set_index("row")["split"]
+    truth = dataset.truth[(dataset.truth["near_duplicate_of"] != "") & dataset.truth["id"].isin(where.index) & dataset.truth["near_duplicate_of"].isin(where.index)]
+    together = (where[truth["id"]].to_numpy() == where[truth["near_duplicate_of"]].to_numpy()).mean()
+    assert len(truth) >= 100 and together >= 0.9 and prepared.summary["n_nearly_leaked"] == 0
+    apart = prepare(dataset, similarity=None, name="apart")
+    assert apart.summary["n_nearly_leaked"] > 20 and apart.summary["n_leaked"] == 0
+
+
+def test_texts_that_are_alike_by_nature_can_be_divided(shared_data):
+    prepared = prepare(str(shared_data / "e2e" / "devset.csv"), text_column="mr", group_by="mr", tasks=DESCRIBE)
+    assert prepared.summary["similarity"] > 0.4 and prepared.summary["n_nearly_leaked"] == 0 and prepared.summary["n_test"] > 100
+    assert any("alike by nature" in line for line in prepared.words())
+
+
+def test_train_comes_before_test_in_time(helpdesk):
+    dataset, _ = helpdesk
+    prepared = prepare(dataset, time_column="time", name="timed")
+    when = prepared.frame["row"].map(dataset.frame.set_index("id")["time"])
+    last, first = when.groupby(prepared.frame["split"]).max(), when.groupby(prepared.frame["split"]).min()
+    assert last["train"] < first["validation"] and last["validation"] < first["test"]
+    assert prepared.summary["n_leaked"] == prepared.summary["n_nearly_leaked"] == 0
+    late = prepared.rejected[prepared.rejected["step"] == "split"]
+    assert len(late) > 20 and late["reason"].str.startswith("says what an earlier row of").all()
+    shares = prepared.frame["split"].value_counts(normalize=True)
+    assert 0.78 < shares["train"] < 0.84
+    kept, lost = set(prepared.frame["id"]), set(late["id"])
+    assert kept.isdisjoint(lost) and len(prepared.frame) + len(late) == 2 * (len(dataset) - (prepared.rejected["step"] == "drop_exact_duplicates").sum())
+
+
+def test_copies_and_variants_only_teach(helpdesk):
+    dataset, _ = helpdesk
+    frame = dataset.frame.head(400)
+    prepared = prepare(frame, steps=[{"balance": {"column": "channel", "how": "up"}}], name="more", similarity=None)
+    made = prepared.frame["row"].str.contains("~copy")
+    assert made.any() and set(prepared.frame["split"][made]) == {"train"} and prepared.summary["n_added"] > 100
+    refused = prepared.rejected[prepared.rejected["reason"].str.startswith("made from")]
+    assert len(refused) and refused["reason"].str.contains("which is in (?:validation|test)").all()
+    side = prepared.frame.drop_duplicates("row").set_index("row")["split"]
+    assert all(side.get(row.split("~")[0], "train") == "train" for row in side.index[side.index.str.contains("~copy")])
+
+
+def test_columns_that_steps_make_can_be_asked_for(helpdesk):
+    dataset, _ = helpdesk
+    frame = dataset.frame.head(300)
+    prepared = prepare(frame, steps=[{"open_json": {"column": "query", "keys": ["intent"]}}], tasks={"intent": ["Which intent?\n\n{text}", "{intent}"]}, name="opened")
+    assert set(prepared.frame["completion"]) == set(json.loads(q)["intent"] for q in frame["query"])
+    chats = prepare(frame, steps=[{"format_rows": {"form": "chat", "answer": "{summary}", "system": "Be brief."}}, {"take_chats_apart": {}}],
+                    tasks={"chat": ["{prompt}", "{completion}"]}, name="chats")
+    assert chats.frame["prompt"].str.startswith("Be brief.\n\nUser: ").all() and set(chats.frame["completion"]) <= set(frame["summary"])
+    with pytest.raises(MissingColumnError, match="no column 'intnt'"):
+        prepare(frame, steps=[{"open_json": {"column": "query"}}], tasks={"intent": ["{text}", "{intnt}"]})
+
+
+def test_the_recipe_is_a_function_and_the_snapshots_know_it(tmp_path):
+    prepared = prepare(tickets(), steps=["normalise_whitespace", {"filter_rows": {"keep": [{"column": "words", "at_least": 3}]}}, {"redact": {"mode": "number"}, "off": True}], name="t")
+    (tmp_path / "recipe.py").write_text(prepared.to_code(), encoding="utf-8")
+    assert runpy.run_path(str(tmp_path / "recipe.py"))["recipe"](tickets()).outputs == prepared.outputs
+    assert prepared.steps["off"].tolist() == [False, False, True]
+    told = list_snapshots().set_index("reference").loc[prepared.outputs["train"]]
+    assert told["parent"] == prepared.summary["dataset"] and json.loads(told["recipe"])["steps"] == prepared.recipe["steps"]
+
+
 # --- steps ---------------------------------------------------------------------------------------------------------
 
 
@@ -153,11 +221,11 @@ def hostile_frame():
 def test_a_step_is_pure_and_counts(step):
     frame = hostile_frame()
     before = frame.copy(deep=True)
-    kept, counts, rejected = run_steps(frame, read_steps([step]), {"": ["text"]})
+    kept, counts, rejected, _ = run_steps(frame, read_steps([step]), {"": ["text"]})
     pd.testing.assert_frame_equal(frame, before)
     assert len(kept) + len(rejected) == len(frame) and counts[["rows_in", "rows_out"]].values.tolist() == [[7, len(kept)]]
     assert set(kept["id"]).isdisjoint(rejected["id"]) and (rejected["reason"].str.len() > 0).all()
-    again, _, _ = run_steps(kept, read_steps([step]), {"": ["text"]})
+    again, *_ = run_steps(kept, read_steps([step]), {"": ["text"]})
     pd.testing.assert_frame_equal(again, kept)
 
 

@@ -11,9 +11,13 @@ from llmops_workbench.errors import MissingColumnError, ModelNotFoundError, Para
 from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.params import parameters_cell, parameters_of
 from llmops_workbench.preparation import prepare
-from llmops_workbench.profiling import (
-    count_tokens, count_weeks, describe_json, find_duplicates, length_bins, load_tokenizer, measure_texts, profile)
-from llmops_workbench.text import clusters
+from llmops_workbench.duplicates import clusters
+from llmops_workbench.overview import count_weeks, describe_json, length_bins
+from llmops_workbench.profiling import CHECKS, profile
+from llmops_workbench.signals import SIGNALS, measure_signals
+from llmops_workbench.tokens import count_tokens, load_tokenizer
+from llmops_workbench.twins import find_duplicates, find_overlap
+from llmops_workbench.views import View
 
 
 @pytest.fixture(scope="module")
@@ -89,19 +93,19 @@ def test_planted_faults_are_found_and_nothing_else(helpdesk):
     frame = helpdesk.frame.head(1000).copy()
     texts = frame["text"].tolist()
     clean = profile(frame, tokenizer=None)
-    plant = {"damaged": range(0, 30), "hidden": range(100, 120), "repetition": range(200, 215), "empty": range(300, 305)}
+    plant = {"damaged": range(0, 30), "hidden": range(100, 120), "word_repeats": range(200, 215), "empty": range(300, 305)}
     for i in plant["damaged"]:
         texts[i] += " Itâ€™s the cafÃ©"
     for i in plant["hidden"]:
         texts[i] = texts[i][:10] + "\u200b" + texts[i][10:]
-    for i in plant["repetition"]:
+    for i in plant["word_repeats"]:
         texts[i] = "error at line 7. " * 20
     for i in plant["empty"]:
         texts[i] = " "
     spoilt = profile(frame.assign(text=texts), tokenizer=None)
     assert set(np.flatnonzero(spoilt.frame["damaged"])) - set(np.flatnonzero(clean.frame["damaged"])) == set(plant["damaged"])
     assert set(np.flatnonzero(spoilt.frame["hidden"])) - set(np.flatnonzero(clean.frame["hidden"])) == set(plant["hidden"])
-    assert set(np.flatnonzero(spoilt.frame["repetition"] > 1 / 3)) >= set(plant["repetition"])
+    assert set(np.flatnonzero(spoilt.frame["word_repeats"] > 0.5)) >= set(plant["word_repeats"])
     assert set(np.flatnonzero(spoilt.frame["words"] == 0)) == set(plant["empty"])
     named = {row.finding.split(":")[0].split(",")[0]: row.count for row in spoilt.findings.itertuples()}
     assert named["Texts are empty"] == 5 and named["Texts are damaged"] == 30 + (clean.frame["damaged"] > 0).sum()
@@ -110,16 +114,16 @@ def test_planted_faults_are_found_and_nothing_else(helpdesk):
 
 def test_honest_scripts_are_not_hidden_or_damaged():
     texts = pd.Series(["می‌خواهم بروم", "👩‍👩‍👧‍👦 🏴󠁧󠁢󠁳󠁣󠁴󠁿 ❤️", "שלום עולם", "हिन्दी में", "Größe „groß“", "naïve café…", "日本語、テスト。", "line\r\nbreak\ttab"], dtype="str")
-    signals = measure_texts(texts)
+    signals = measure_signals(texts, ["characters"])
     assert not signals["hidden"].any() and not signals["damaged"].any()
     hostile = pd.Series(["a\u202eb", "x\u200by", "\U000e0041\U000e0042", "bell\x07", "lost \ufffd here"], dtype="str")
-    signals = measure_texts(hostile)
+    signals = measure_signals(hostile, ["characters"])
     assert signals["hidden"].tolist() == [True, True, True, True, False] and signals["damaged"].tolist() == [0, 0, 0, 0, 1]
 
 
 def test_shares_equal_python(helpdesk):
     texts = helpdesk.frame["text"].head(300)
-    signals = measure_texts(texts)
+    signals = measure_signals(texts, ["lengths", "characters"])
     for text, row in zip(texts, signals.itertuples()):
         assert row.characters == len(text) and row.words == len(text.split())
         assert row.digit_share == pytest.approx(sum(c in "0123456789" for c in text) / len(text), abs=1e-4)
@@ -133,10 +137,10 @@ def test_profile_steps_mend_what_was_found(helpdesk):
     texts[3], texts[5], texts[7], texts[9] = "  ", "cafÃ© " + texts[5], texts[7] + "\u200b", texts[8]
     before = profile(frame.assign(text=texts), tokenizer=None)
     names = [s if isinstance(s, str) else next(iter(s)) for s in before.steps]
-    assert names[:5] == ["mend_characters", "show_hidden", "drop_empty", "drop_exact_duplicates", "drop_near_duplicates"]
+    assert names[:4] == ["mend_characters", "show_hidden", "drop_empty", "drop_exact_duplicates"] and {"drop_near_duplicates", "filter_rows", "redact"} <= set(names)
     prepared = prepare(frame.assign(text=texts), steps=before.steps, tasks={"echo": ["{text}", "{text}"]}, split={"train": 1.0}, duplicate_columns=["text"])
     after = profile(pd.DataFrame({"text": prepared.frame["prompt"]}), tokenizer=None)
-    assert after.steps == [] and after.summary["n_duplicate_pairs"] == 0
+    assert after.steps == [] and after.summary["n_duplicate_pairs"] == 0 and after.summary["n_personal"] == 0
 
 
 # --- tokens --------------------------------------------------------------------------------------------------------
@@ -171,14 +175,94 @@ def test_truncation_is_counted_in_words_and_in_the_figure(model_folder, helpdesk
     assert any("longer than 150 tokens" in line for line in result.words())
     figure = result.figure("length")
     assert figure.layout.shapes[0].x0 == 150 and f"{share:.1%}" in figure.layout.title.text
-    limit = json.loads(result.findings.set_index("finding").loc["Texts are longer than 150 tokens and will be cut", "step"])["filter_length"]["maximum"]
-    assert (result.frame["tokens"][result.frame["characters"] <= limit] <= 150).all()
+    assert result.summary["cut_tokens"] == (result.frame["tokens"] - 150).clip(lower=0).sum()
+    step = json.loads(result.findings.set_index("finding").loc["Texts are longer than 150 tokens and will be cut", "step"])
+    assert step == {"filter_length": {"maximum": 150, "unit": "tokens"}}
 
 
 def test_the_starter_counts_by_default(found):
     result = profile(make_dataset(pd.DataFrame({"text": ["The printer jams.", "Mail is slow."]})))
     assert (result.frame["tokens"] >= 3).all() and "max_length_tokens" in result.summary
     assert "tokens" not in found.frame and "max_length_tokens" not in found.summary
+
+
+# --- what is behind a finding --------------------------------------------------------------------------------------
+
+
+def test_every_finding_selects_its_own_rows(helpdesk, found):
+    "The operations of a finding select as many rows as it counts, over the frame with the source's columns beside it."
+    frame = found.frame.assign(**{c: helpdesk.frame[c] for c in helpdesk.frame if c not in found.frame})
+    counted = found.findings[found.findings["count"] > 0]
+    assert len(counted) >= 8
+    for row in counted.itertuples():
+        kept = View(frame, json.loads(row.where)).rows()
+        assert len(kept) == row.count, row.finding
+        assert row.rows.startswith(kept["id"].iloc[0]), row.finding
+
+
+def test_signals_are_the_columns_that_are_promised(helpdesk):
+    result = profile(helpdesk.frame.head(600))
+    assert set(SIGNALS) < set(result.frame)
+    assert {"duplicate", "cluster", "keep", "suspect", "flags", "topic", "x", "y"} <= set(result.frame)
+    less = profile(helpdesk.frame.head(600), signals=["language"])
+    assert set(less.frame) == {"id", "characters", "words", "sentences", "language", "confidence", "duplicate", "cluster", "keep", "flags"}
+    assert less.summary["languages"] == {k: v for k, v in result.summary["languages"].items()}
+
+
+def test_languages_personal_data_and_labels_against_the_truth(helpdesk, found):
+    rows = helpdesk.truth.merge(found.frame, on="id", suffixes=("_true", ""))
+    assert (rows["language"] == rows["language_true"]).mean() >= 0.99
+    planted = rows["pii"].map(json.loads).map(len) > 0
+    assert (rows["n_personal"] > 0)[planted].mean() >= 0.97 and (rows["n_personal"] == 0)[~planted].mean() >= 0.95
+    suspects = rows[rows["suspect"] != ""]
+    assert len(suspects) >= 20 and suspects["label_noise"].mean() >= 0.6, "three in four suspects are wrong labels, among two in a hundred of all"
+
+
+def test_the_longest_of_a_cluster_is_kept():
+    frame = pd.DataFrame({"id": list("abcd"), "text": ["The printer on floor two is out of toner.", "Hello, the printer on floor two is out of toner!", "Something else.", "Something else."]})
+    result = profile(frame, tokenizer=None)
+    assert result.frame["keep"].tolist() == [False, True, True, False] and result.frame["cluster"].tolist() == ["a", "a", "c", "c"]
+
+
+def test_overlap_with_other_data_and_between_splits(helpdesk):
+    "A copy of one row in eight is planted among other tickets, half of them changed a little."
+    texts = helpdesk.frame["text"].drop_duplicates()
+    train, other = texts.iloc[:800].tolist(), texts.iloc[1000:1700].tolist()
+    planted = train[::8]
+    test = other + planted[:50] + ["Good morning, " + text for text in planted[50:]]
+    known = profile(pd.DataFrame({"text": test}), compare_with=pd.DataFrame({"text": train}), tokenizer=None, signals=["duplicates"])
+    found = known.frame["overlap"] != ""
+    assert found[700:].all() and found[:700].sum() <= 25, "near-duplicates that the sample holds by itself"
+    assert any("also stand in frame@" in f for f in known.findings["finding"])
+    both = pd.DataFrame({"text": train + test, "split": ["train"] * len(train) + ["test"] * len(test)})
+    within = profile(both, tokenizer=None, signals=["duplicates"])
+    assert (within.frame["overlap"] != "").tolist() == [False] * len(train) + found.tolist()
+    assert "overlap" not in profile(both[["text"]], tokenizer=None, signals=["duplicates"]).frame
+    assert find_overlap(pd.Series(["same", "other"]), pd.Series(["same"]), ["x"], None) == ["x", ""]
+
+
+def test_labels_are_checked_where_they_stand():
+    rng = np.random.default_rng(0)
+    words = {"fruit": ["apple", "pear", "plum", "fig"], "tool": ["hammer", "saw", "drill", "file"]}
+    rows = [(" ".join(rng.choice(words[label], 6)) + f" {i}", label) for i in range(60) for label in words]
+    frame = pd.DataFrame(rows, columns=["text", "kind"])
+    frame.loc[[4, 7], "kind"] = ["tool", "fruit"]
+    assert "suspect" not in profile(frame, tokenizer=None, signals=["labels"]).frame, "nothing here is called a label"
+    result = profile(frame, tokenizer=None, signals=["labels"], label_column="kind")
+    assert result.frame["suspect"][[4, 7]].tolist() == ["fruit", "tool"] and (result.frame["suspect"] != "").sum() == 2
+    few = profile(frame.head(6), tokenizer=None, label_column="kind")
+    assert any("were not checked against the texts" in note for note in few.summary["notes"]) and few.words()
+
+
+def test_chats_are_read_as_chats():
+    chats = [[{"role": "system", "content": "Be brief."}, {"role": "user", "content": f"How do I reset password number {i}?"}, {"role": "assistant", "content": "Press the link."}] for i in range(30)]
+    chats[3] = chats[3][:2]
+    frame = pd.DataFrame({"messages": [json.dumps(chat) for chat in chats]})
+    result = profile(frame, text_column="messages")
+    assert result.columns["kind"].tolist() == ["chat"] and result.turns.set_index("role")["turns"].to_dict() == {"system": 30, "user": 30, "assistant": 29}
+    assert result.frame["words"].iloc[0] == 12, "what is said is counted, not the brackets around it"
+    assert result.frame["turns"].tolist().count(2) == 1 and (result.frame["problem"] != "").sum() == 1
+    assert any(f.startswith("Chats are odd") and n == 1 for f, n in zip(result.findings["finding"], result.findings["count"]))
 
 
 # --- columns, JSON, weeks ------------------------------------------------------------------------------------------
@@ -229,18 +313,20 @@ def test_bins_hold_every_row():
 def test_result_is_the_same_again_and_small(helpdesk, found):
     again = profile(helpdesk, tokenizer=None)
     assert again.summary == found.summary == json.loads(json.dumps(found.summary))
-    for name in ("frame", "findings", "columns", "keys", "duplicates", "weeks", "categories"):
+    for name in ("frame", "findings", "columns", "keys", "duplicates", "weeks", "categories", "topics"):
         pd.testing.assert_frame_equal(getattr(again, name), getattr(found, name))
     for name in found.figures():
-        assert len(found.figure(name).to_json()) < 25_000, "drawn from counts"
-    assert len(found._repr_mimebundle_()["text/html"]) < 300_000
-    shuffled = profile(helpdesk.frame.sample(frac=1, random_state=0), tokenizer=None)
-    assert {k: v for k, v in shuffled.summary.items() if k != "dataset"} == {k: v for k, v in found.summary.items() if k != "dataset"}
+        assert len(found.figure(name).to_json()) < (120_000 if name == "topics" else 25_000), "drawn from counts"
+    assert len(found._repr_mimebundle_()["text/html"]) < 500_000
+    # Folds and maps are drawn by place, names are learnt from every other row of many; everything else is the same in any order.
+    kept = lambda summary: {k: v for k, v in summary.items() if k not in ("dataset", "n_personal", "n_suspect_labels", "n_topics", "n_findings", "n_medium")}
+    shuffled = profile(helpdesk.frame.sample(frac=1, random_state=0), tokenizer=None, signals=[name for name in CHECKS if name != "topics"])
+    assert kept(shuffled.summary) == kept(found.summary)
 
 
 def test_signature_freezes():
     declared = parameters_of(profile)
-    assert list(declared) == ["dataset", "text_column", "tokenizer", "columns", "near_duplicates", "similarity", "max_length_tokens"]
+    assert list(declared) == ["dataset", "text_column", "tokenizer", "columns", "signals", "label_column", "compare_with", "similarity", "max_length_tokens", "encoder", "seed"]
     assert "dataset" in parameters_cell(profile) and "tasks" in parameters_cell(prepare)
 
 
@@ -273,6 +359,9 @@ BAD = {
     "no such dataset": ({"dataset": "helpdeks"}, SourceNotFoundError, "Did you mean 'helpdesk'?"),
     "no such tokenizer": ({"tokenizer": "no-such-model"}, ModelNotFoundError, "no-such-model"),
     "similarity out of range": ({"similarity": 80}, ParameterValueError, "similarity=80"),
+    "no such signal": ({"signals": ["languages"]}, ParameterValueError, "Did you mean 'language'?"),
+    "no such label": ({"label_column": "chanel"}, MissingColumnError, "Did you mean 'channel'?"),
+    "no such other data": ({"compare_with": "helpdeks"}, SourceNotFoundError, "Did you mean 'helpdesk'?"),
     "no texts": ({"dataset": pd.DataFrame({"text": [None]})}, UserError, "the text is missing"),
 }
 

@@ -10,12 +10,16 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from llmops_workbench import quality, units
+from llmops_workbench import counts, quality, text, units
 from llmops_workbench.errors import ParameterValueError
+from llmops_workbench.findings import text_rules
 from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.labels import conflicting_labels, likely_label_errors
-from llmops_workbench.quality import find_cut, find_cuts, flag_quality, letter_table, measure_boilerplate, measure_gibberish, quality_signals, reading_ease
-from llmops_workbench.units import ngram_shares, read_column, repeated_share, scan_texts
+from llmops_workbench.quality import find_cut, find_cuts, letter_table, measure_boilerplate, measure_gibberish, quality_signals, reading_ease
+from llmops_workbench.counts import count_texts
+from llmops_workbench.text import text_buffer
+from llmops_workbench.units import ngram_shares, repeated_share
+from llmops_workbench.views import View
 
 
 @pytest.fixture(params=["0", "1"], ids=["numpy", "numba"])
@@ -39,7 +43,7 @@ def whole(texts):
 # --- sentences and counts -------------------------------------------------------------------------------------------
 
 HARD = "。！？｡।॥۔؟"
-ABBREVIATIONS = {word: kind for kind, group in (("never", units._NEVER), ("maybe", units._MAYBE), ("number", units._NUMBER)) for word in group.split()}
+ABBREVIATIONS = {word: kind for kind, group in (("never", counts._NEVER), ("maybe", counts._MAYBE), ("number", counts._NUMBER)) for word in group.split()}
 
 
 def has_word(text):
@@ -68,7 +72,7 @@ def excused(before, run, closers, after):
             if not start or start[-1] == "\n" or lower and start[-1] == " ":
                 return True
             ordinal = re.search(r"([A-Za-z]{1,5}) $", start)
-            return bool(ordinal) and ordinal[1].lower() in units._ORDINAL.split() and bounded(start[:ordinal.start()])
+            return bool(ordinal) and ordinal[1].lower() in counts._ORDINAL.split() and bounded(start[:ordinal.start()])
         return False
     return lower and (bool(closers) or not set(run) & set("!?"))
 
@@ -94,19 +98,19 @@ def python_sentences(text):
 @by_chance
 @given(texts=columns)
 def test_counts_and_sentences_equal_python(engine, texts):
-    counts, texts = scan_texts(read_column(texts)), whole(texts)
-    assert counts["sentences"].tolist() == [python_sentences(t) for t in texts]
-    assert counts["words"].tolist() == [len(t.split()) for t in texts]
-    assert counts["characters"].tolist() == [len(t) for t in texts]
-    assert counts["white"].tolist() == [sum(c.isspace() for c in t) for t in texts]
-    assert counts["symbols"].tolist() == [sum(33 <= ord(c) < 127 and not c.isalnum() for c in t) for t in texts]
-    assert counts["uppercase"].tolist() == [sum("A" <= c <= "Z" for c in t) for t in texts]
+    found, texts = count_texts(text_buffer(texts)), whole(texts)
+    assert found["sentences"].tolist() == [python_sentences(t) for t in texts]
+    assert found["words"].tolist() == [len(t.split()) for t in texts]
+    assert found["characters"].tolist() == [len(t) for t in texts]
+    assert found["white"].tolist() == [sum(c.isspace() for c in t) for t in texts]
+    assert found["symbols"].tolist() == [sum(33 <= ord(c) < 127 and not c.isalnum() for c in t) for t in texts]
+    assert found["uppercase"].tolist() == [sum("A" <= c <= "Z" for c in t) for t in texts]
 
 
 def test_sentences_equal_python_on_real_text(engine, shared_data):
     texts = json.loads((shared_data / "naughty_strings" / "blns.json").read_text(encoding="utf-8"))
     texts += (shared_data / "comparemt" / "ted.ref.detok.eng").read_text(encoding="utf-8").splitlines()[:2000]
-    assert scan_texts(read_column(texts))["sentences"].tolist() == [python_sentences(t) for t in texts]
+    assert count_texts(text_buffer(texts))["sentences"].tolist() == [python_sentences(t) for t in texts]
 
 
 # --- what repeats ---------------------------------------------------------------------------------------------------
@@ -131,7 +135,7 @@ repeating = st.lists(st.lists(st.sampled_from(["a", "b", "the", "The", "é", "�
 @by_chance
 @given(texts=st.one_of(repeating, columns))
 def test_repeats_equal_python(engine, texts):
-    buffer, texts = read_column(texts), whole(texts)
+    buffer, texts = text_buffer(texts), whole(texts)
     for unit, parts, weight in (("words", python_words, lambda w: 1), ("lines", python_lines, len)):
         expected = []
         for t in texts:
@@ -154,7 +158,7 @@ def python_gram_share(words, n, top):
 @by_chance
 @given(texts=st.one_of(repeating, columns))
 def test_word_sequences_equal_python(engine, texts):
-    shares = ngram_shares(read_column(texts))
+    shares = ngram_shares(text_buffer(texts))
     for row, words in enumerate(map(python_words, whole(texts))):
         for n, name in enumerate(units.GOPHER_LIMITS, 2):
             assert shares[name][row] == pytest.approx(python_gram_share(words, n, n < 5)), (name, words)
@@ -191,7 +195,7 @@ def python_gibberish(text):
 @by_chance
 @given(texts=columns)
 def test_gibberish_equals_python(engine, texts):
-    assert np.allclose(measure_gibberish(read_column(texts)), [python_gibberish(t) for t in whole(texts)])
+    assert np.allclose(measure_gibberish(text_buffer(texts)), [python_gibberish(t) for t in whole(texts)])
 
 
 def python_ease(text, sentences):
@@ -216,7 +220,7 @@ prose = st.lists(st.sampled_from([*quality._ENGLISH, "Don't", "it's", "'tis", "t
 @by_chance
 @given(texts=st.lists(prose, max_size=4))
 def test_reading_ease_equals_python(engine, texts):
-    found = reading_ease(read_column(texts), np.arange(len(texts)))
+    found = reading_ease(text_buffer(texts), np.arange(len(texts)))
     assert np.allclose(found, [python_ease(t, i) for i, t in enumerate(texts)], equal_nan=True)
 
 
@@ -246,7 +250,7 @@ def test_recurring_lines_equal_python(engine, texts):
         lines = python_lines(t)
         hit = [len(lines) > 1 and len(line) >= 20 and counts[fold(line)] >= 3 for line in lines]
         expected.append(sum(len(line) for line, h in zip(lines, hit) if h) / max(sum(map(len, lines)), 1))
-    assert np.allclose(measure_boilerplate(read_column(texts), 3), expected)
+    assert np.allclose(measure_boilerplate(text_buffer(texts), 3), expected)
 
 
 @pytest.mark.parametrize("line", [
@@ -255,23 +259,23 @@ def test_recurring_lines_equal_python(engine, texts):
     "Este mensaje es confidencial", "Questo messaggio è riservato", "Please consider the environment before printing this e-mail", "© 2024 Example Ltd", "On Mon, 5 Jan 2026 at 10:12, Ann Lee wrote:",
     "Am 5.1.2026 um 10:12 schrieb Ann Lee:", "-----Original Message-----", "From: Ann Lee\nSent: Monday 10:00\n> hello", "This is an automated message, please do not answer"])
 def test_notices_are_boilerplate(line):
-    assert measure_boilerplate(read_column([f"The printer is on fire.\n\n{line}"]))[0] > 0
+    assert measure_boilerplate(text_buffer([f"The printer is on fire.\n\n{line}"]))[0] > 0
 
 
 @pytest.mark.parametrize("text", [
     "The cookie jar is empty", "I cannot unsubscribe users in the admin panel", "My confidential folder is gone", "On Monday she wrote a long letter about it", "The original message was lost",
     "Copyright law is hard", "I sent it from my desk", "-- \n" + "\n".join(f"option {i} of the tool does this" for i in range(20)), "> a quotation\nand an answer", "- one\n- two\n--verbose", "The mail says it is private"])
 def test_what_only_looks_like_a_notice_is_not(text):
-    assert measure_boilerplate(read_column([f"Hello,\n{text}"]))[0] == 0
+    assert measure_boilerplate(text_buffer([f"Hello,\n{text}"]))[0] == 0
 
 
 def test_a_signature_ends_the_text():
-    signals = measure_boilerplate(read_column(["Broken.\n--\nAnn\nSales", "a\n--\nb" + "\nmore" * 20]))
+    signals = measure_boilerplate(text_buffer(["Broken.\n--\nAnn\nSales", "a\n--\nb" + "\nmore" * 20]))
     assert signals[0] > .5 and signals[1] == 0
 
 
 def test_a_text_that_everybody_sends_is_a_duplicate_not_boilerplate():
-    assert not measure_boilerplate(read_column(["The printer on floor two is down\nPlease have a look at it"] * 50 + ["Reset my password please now"] * 50)).any()
+    assert not measure_boilerplate(text_buffer(["The printer on floor two is down\nPlease have a look at it"] * 50 + ["Reset my password please now"] * 50)).any()
 
 
 # --- cut off --------------------------------------------------------------------------------------------------------
@@ -295,14 +299,20 @@ def test_every_cut_of_a_json_object_is_seen():
 
 def test_a_limit_is_seen_only_where_many_texts_end_at_it():
     cut = [f"number {i:02d} " + "goes on and on about the old printer in the hall" for i in range(20)]
-    assert set(find_cuts(read_column([t[:40] for t in cut]))) == {"limit"}
-    assert not (find_cuts(read_column([t[:40] + "." for t in cut])) != "").any()
-    assert not (find_cuts(read_column([cut[0][:40]] * 20)) != "").any()
+    assert set(find_cuts(text_buffer([t[:40] for t in cut]))) == {"limit"}
+    assert not (find_cuts(text_buffer([t[:40] + "." for t in cut])) != "").any()
+    assert not (find_cuts(text_buffer([cut[0][:40]] * 20)) != "").any()
 
 
 def test_half_a_word_is_seen_by_the_other_texts():
     texts = ["the toner of this printer is out"] * 3 + ["we need more ton", "we need more of the tone", "we need more of the Toner", "prin", "we need more of xyz"]
-    assert find_cuts(read_column(texts)).tolist()[3:] == ["", "word", "", "", ""]  # four words are too few to tell
+    assert find_cuts(text_buffer(texts)).tolist()[3:] == ["", "word", "", "", ""]  # four words are too few to tell
+
+
+def flagged(signals, *but):
+    "The rows that each rule about these signals is about."
+    rules = [rule for rule in text_rules(512, 0.4) if all(o["column"] in signals for o in rule[2]) and not any(word in rule[1] for word in but)]
+    return {sentence: View(signals, operations).mask for _, sentence, operations, _ in rules}
 
 
 # --- whole columns --------------------------------------------------------------------------------------------------
@@ -311,8 +321,8 @@ def test_half_a_word_is_seen_by_the_other_texts():
 def test_missing_odd_and_empty_columns(engine):
     signals = quality_signals(["", None, float("nan"), pd.NA, " \n ", "\ud800 lone", "word", "日本語", "שלום עולם", "👩‍👩‍👧"])
     assert len(signals) == 10 and signals["words"].tolist() == [0, 0, 0, 0, 0, 2, 1, 1, 2, 1]
-    assert not flag_quality(signals).any().any()
-    assert len(quality_signals([])) == 0 and len(flag_quality(quality_signals([]))) == 0
+    assert not any(rows.any() for rows in flagged(signals, "empty", "three words").values())
+    assert len(quality_signals([])) == 0
     assert signals["mean_word_length"].isna().tolist() == [True] * 5 + [False, False, True, False, False]
 
 
@@ -347,7 +357,7 @@ def test_numba_and_numpy_agree(monkeypatch):
 
 def test_size_decides_where_nobody_does(monkeypatch):
     monkeypatch.delenv("LLMOPS_NUMBA", raising=False)
-    assert not units.compiling_pays(read_column(["x" * 2_000_000])) and units.compiling_pays(read_column(["x" * 3_000_000]))
+    assert not text.compiling_pays(text_buffer(["x" * 2_000_000])) and text.compiling_pays(text_buffer(["x" * 3_000_000]))
 
 
 # --- judged on what was not used to make them -----------------------------------------------------------------------
@@ -360,9 +370,9 @@ def judged():
 
 def test_the_sample_is_hardly_flagged(judged):
     "Tickets in five languages, with logs, codes, names and greetings: none is gibberish, few are anything else."
-    flags = flag_quality(quality_signals(judged[0]["text"]))
-    assert flags["gibberish"].sum() == 0
-    assert flags.mean().max() < 0.01
+    rows = flagged(quality_signals(judged[0]["text"]))
+    assert len(rows) >= 9 and not rows["Texts look typed at random"].any()
+    assert max(found.mean() for found in rows.values()) < 0.01
 
 
 def test_reading_ease_is_for_english(judged):

@@ -64,7 +64,7 @@ class ExplorePanel(Panel):
         twins = result.duplicates.drop_duplicates("id").set_index("id")["other"].to_dict()
         by_id = dict(zip(frame["id"], frame["text"]))
         def read(row):
-            signals = " · ".join(f"{name} {row[name]:.4g}" for name in (size, "characters", "sentences", "symbol_share", "repetition"))
+            signals = " · ".join(f"{name} {row[name]:.4g}" for name in (size, "characters", "sentences", "symbol_share", "word_repeats"))
             twin = twins.get(row["id"])
             if twin is None: return f"<small>{escape(signals)}</small>{text_html(row['text'], rows.searched, title=row['id'])}"
             title = f"{row['id']}, as it differs from {twin}"
