@@ -34,6 +34,7 @@ Modules:
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
+- `llmops_workbench.masks`: Which tokens of an example a model learns, exactly as the trainer will see them
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
@@ -81,6 +82,7 @@ Modules:
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
 - `llmops_workbench.units`: Words, lines and word sequences of a column of text, and how much of it repeats
+- `llmops_workbench.versions`: Which versions of a dataset there are, and what changed from one to another
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
@@ -88,10 +90,13 @@ Modules:
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
+- `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
+- `llmops_workbench.widgets.reader`: One row, to be read: as a chat, as JSON, with personal data marked, or beside another
+- `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 

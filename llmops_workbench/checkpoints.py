@@ -34,7 +34,7 @@ def quiet_environment(
 def _import_hub(offline:bool):
     "The module huggingface_hub; the thread policy is left alone, because torch may already be loaded without it."
     os.environ.update({name: value for name, value in quiet_environment(offline).items() if name != "OMP_WAIT_POLICY"})
-    import huggingface_hub
+    import huggingface_hub.constants  # not there before somebody imports it
     return huggingface_hub
 
 # %% ../nbs/08_checkpoints.ipynb #c82d0817

@@ -52,14 +52,24 @@ _RULES = [(name, weight, re.compile(pattern, re.I)) for name, weight, pattern in
 INJECTION_THRESHOLD = 0.65
 
 # %% ../nbs/05_injection.ipynb #ad5e9e81
-_TELLING = re.compile(r"ignor|\bfrom (?:now|here|this)|ab jetzt|ab sofort|partir de|ora in poi|disregard|forget|overrid|bypass|follow|obey|attention|vergiss|vergessen|missacht|befolg|oubli|tene|tenir|outre|olvid|omit|omis|sigas|diment|trascur|seguire|prompt|instruct|instru[kcz]|istruz|system|système|sistema"
-                      r"|above|you are|you will|you must|pretend|act as|bist|désormais|maintenant|eres|\bsei\b|jailbr|mode|anything now|restrict|censor|filter|limit|ethical|\bai\b|assist|bot\b|model|llm|gpt|copilot|agent|nothing else|exactly|only|mark|classif|treat|rate|label|priorit"
-                      r"|mention|reveal|inform|alert|tell|!\[|asking|execut|\bruns?\b|call|dear|hello|hey|\bhi\b|{{|{%|jndi|style|begin|system|send|forward|post|upload|mail|transmit|leak|append|exfil|tool|function|plugin|\bapi\b|command|<\||\[/?inst|<<|###|</|\[\[|<!--", re.I)
+_NEEDS = {  # Kinds of letters, divided by |; a bar that is meant is written ¦
+    "asks to drop the instructions": ("ignor|disregard|forget|overrid|bypass|follow|obey|attention|vergiss|vergessen|missacht|befolg|oubli|compte|outre|olvid|caso omiso|omit|sigas|diment|trascur|seguire",
+                                      "instruc|prompt|rule|guideline|direct|message|programming|safety|restrict|constrain|anweisung|vorgaben|regeln|instrukt|befehl|consigne|règle|regla|indica|órden|istruz|regole|ordini"),
+    "asks for the prompt or a system password": ("prompt|system|système|sistema|your instr|your rule|your guid|hidden |secret |initial |original |internal |developer |above ",), "asks for everything above": ("above",),
+    "new instructions": ("new |updated|real |actual |your |neue|nouvelle|nueva|nuov", "instruc|prompt|directive|task|goal|purpose|job|role|anweisung|aufgabe|consigne|istruz"),
+    "gives the model another role from now on": ("from now|from here|from this|ab jetzt|ab sofort|partir de|ora in poi",), "gives the model another role": ("you are|pretend|act as|du bist|tu es|eres|sei",),
+    "jailbreak": ("jailbr|mode|anything now|no ethical|no moral|no content|without|unfiltered",), "written to the model": ("ai|a.i.|assistant|bot|model|llm|gpt|copilot|agent",), "speaks to the model": ("ai|assistant|bot|model|llm",),
+    "says what to answer": ("nothing else|exactly|only|mark|classify|treat|rate|label|priorit",), "hides from the user": ("mention|tell|reveal|inform|alert|without ask",),
+    "carries data away": ("![|password|credential|conversation|history|customer|api key|secret|personal data|all files|all mails|all data",), "calls a tool": ("tool|function|plugin|api|command|drop table|delete|truncate|rm -rf|shutdown|curl",),
+    "code of a template": ("{{|{%|${jndi",), "hidden by style": ("style",), "role markers": ("<¦|[inst|[/inst|<<|##|system|assistant|</|[[|<!--|begin |end ",)}
+_TRIED = [(name, weight, pattern, [[letters.replace("¦", "|") for letters in kind.split("|")] for kind in _NEEDS[name]]) for name, weight, pattern in _RULES]
 
 def _rules_of(text):
     "Weight and reason of each rule that speaks, in the text itself."
-    if not _TELLING.search(text): return {}
-    return {name: weight * (0.5 if _quoted(text, match) else 1) for name, weight, pattern in _RULES if (match := pattern.search(text))}
+    low, found = text.lower(), {}
+    for name, weight, pattern, kinds in _TRIED:
+        if all(any(letters in low for letters in kind) for kind in kinds) and (match := pattern.search(text)): found[name] = weight * (0.5 if _quoted(text, match) else 1)
+    return found
 
 _QUOTES = {'"': '"', "“": "”", "„": "“", "«": "»", "‘": "’"}
 

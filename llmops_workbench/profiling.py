@@ -145,6 +145,27 @@ class Profile(Result):
         found = [json.loads(row.step) for row in self.findings.itertuples() if row.step and row.severity != "low"]
         name = lambda step: step if isinstance(step, str) else next(iter(step))
         return sorted({json.dumps(s, sort_keys=True): s for s in found}.values(), key=lambda s: _ORDER.index(name(s)))
+    def beside(
+        self,
+        source:pd.DataFrame, # The frame that was profiled
+    ) -> pd.DataFrame:       # The signals, and the columns of the source that are not among them
+        "Signals and columns side by side, row by row; what the operations in `where` are about."
+        source = source.reset_index(drop=True)
+        return pd.concat([self.frame, source[[name for name in source if name not in self.frame]]], axis=1)
+
+    def clusters(
+        self,
+        texts:pd.Series, # The texts that were profiled
+    ) -> pd.DataFrame:   # id (of the cluster), texts, kind (exact, or near if there is one such pair), similarity (the least of its pairs), kept (id of the row to keep), text (of that row)
+        "The clusters of duplicates, the largest first."
+        rows = self.frame[self.frame["cluster"] != ""].sort_values("keep", ascending=False, kind="stable")
+        heads = rows[rows["keep"]].drop_duplicates("cluster").set_index("cluster")
+        pairs = self.duplicates.assign(cluster=self.duplicates["id"].map(rows.set_index("id")["cluster"])).groupby("cluster")
+        found = pd.DataFrame({"texts": rows["cluster"].value_counts(sort=False), "kind": pairs["kind"].agg(lambda kinds: "near" if "near" in set(kinds) else "exact"), "similarity": pairs["similarity"].min()})
+        said = texts.reset_index(drop=True)
+        found = found.assign(kept=heads["id"].reindex(found.index), text=[said[row] for row in rows.reset_index().drop_duplicates("cluster").set_index("cluster")["index"].reindex(found.index)])
+        return found.rename_axis("id").reset_index().sort_values(["texts", "id"], ascending=[False, True], ignore_index=True)
+
     def words(self): return _words(self)
     def tables(self):
         tables = {"Findings": self.findings.drop(columns="where"), "Columns": self.columns, "Keys of JSON columns": self.keys, "Topics": self.topics, "Turns of chats": self.turns,

@@ -10,8 +10,6 @@ kept, so another one beside it costs a pass over bits and not over texts; a page
 __all__ = ['KINDS', 'operation_kind', 'answer', 'column_shape', 'bars_operation', 'say_operation', 'View', 'sort_rows']
 
 # %% ../nbs/09_views.ipynb #5a52c650
-import re
-
 import numpy as np
 import pandas as pd
 
@@ -20,7 +18,7 @@ from .errors import MissingColumnError, ParameterValueError, explain, suggest
 # %% ../nbs/09_views.ipynb #03003d77
 KINDS = {"range": ("at_least", "below"), "length": ("characters_at_least", "characters_below"), "one_of": ("one_of",), "contains": ("contains",), "matches": ("matches",), "missing": ("missing",),
          "search": ("search",), "rows": ("rows",)}
-_MORE = {"contains": ("case",), "matches": ("case",), "search": ("in",)}
+_MORE = {"contains": ("case",), "matches": ("case",), "search": ("in",), "rows": ("similar",)}
 _OF_THE_FRAME = ("search", "rows")  # Kinds that are not about one column
 
 def operation_kind(
@@ -51,9 +49,14 @@ def _bound(values, bound, what):
         raise ParameterValueError(explain(f"{what}={bound!r} cannot bound the column '{values.name}'", f"It holds {values.dtype}",
                                           "Give a number for numbers and a time for times, or ask for one_of")) from None
 
-def _pattern(text, case):
-    try: return re.compile(text, 0 if case else re.IGNORECASE)
-    except re.error as error: raise ParameterValueError(explain(f"The pattern {text!r} cannot be read: {error}", "A regular expression of Python is wanted", "To find the characters themselves use contains")) from None
+def _matches(texts, pattern, case):
+    "Which texts a pattern is found in. RE2 takes time in proportion to the text whatever the pattern; for that it knows no look-around and no references back."
+    import pyarrow as pa
+    import pyarrow.compute as pc
+    try: found = pc.match_substring_regex(pa.array(texts, pa.large_string(), from_pandas=True), pattern, ignore_case=not case)
+    except (pa.ArrowInvalid, UnicodeEncodeError) as error:
+        raise ParameterValueError(explain(f"The pattern {pattern!r} cannot be read: {str(error)[:80]}", "A regular expression without look-around and references back is wanted", "To find the characters themselves use contains")) from None
+    return found.fill_null(False).to_numpy(zero_copy_only=False) if isinstance(found, pa.Array) else found.combine_chunks().fill_null(False).to_numpy(zero_copy_only=False)
 
 def answer(
     values:pd.Series, # One column
@@ -77,7 +80,7 @@ def answer(
     else:
         texts, case = _as_text(values), bool(operation.get("case", False))
         if kind == "contains": found = texts.str.contains(str(operation["contains"]), case=case, regex=False)
-        else: found = texts.str.contains(_pattern(operation["matches"], case))
+        else: found = pd.Series(_matches(texts, operation["matches"], case))
         found = found.fillna(False).to_numpy(dtype=bool) & values.notna().to_numpy()
     return ~found if operation.get("not") else found
 
@@ -88,6 +91,7 @@ def column_shape(
 ) -> tuple:             # kind ("number", "time", "category", "length"), code of each row (bars from 0, the last one is missing), bars: start, end, value
     "Bars of a column, and which bar each row is in."
     if values.dtype == object: values = _as_text(values)
+    if _is_identifier(values): return "identifier", np.zeros(len(values), "uint8"), pd.DataFrame({"start": [], "end": [], "value": []}, dtype="object")
     sample = values.iloc[::max(1, len(values)//2000)].dropna()
     if pd.api.types.is_datetime64_any_dtype(values.dtype): kind, numbers = "time", values.to_numpy("datetime64[us]").astype("int64").astype("float64")
     elif pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype) and sample.nunique() > 8:
@@ -118,6 +122,13 @@ def column_shape(
     ends = [say(least), *map(say, edges[1:-1]), say(most)]
     return kind, codes, pd.DataFrame({"start": ends[:-1], "end": ends[1:], "value": None}, dtype="object")
 
+def _is_identifier(values):
+    "Names of rows: short words without a blank, hardly two alike."
+    if not _is_text(values) or len(values) < 20: return False
+    sample = values.iloc[::max(1, len(values)//2000)].dropna()
+    if len(sample) < 20 or sample.nunique() < 0.95*len(sample): return False
+    return bool(sample.str.len().max() <= 40 and not sample.str.contains(" ", regex=False).mean() > 0.02)
+
 def _categories(values, n_bins):
     codes, distinct = pd.factorize(values)
     counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
@@ -127,8 +138,8 @@ def _categories(values, n_bins):
     place[shown] = np.arange(len(shown))
     n_bars = len(shown) + (len(distinct) > len(shown))
     place[-1] = n_bars  # Where pandas' code for missing, -1, points
-    bars = pd.DataFrame({"start": None, "end": None, "value": [distinct[i].item() if hasattr(distinct[i], "item") else distinct[i] for i in shown] + [None]*(n_bars - len(shown))})
-    return "category", place[codes], bars.astype("object")
+    bars = pd.DataFrame({"start": None, "end": None, "value": [distinct[i].item() if hasattr(distinct[i], "item") else distinct[i] for i in shown] + [None]*(n_bars - len(shown))}, dtype="object")
+    return "category", place[codes], bars
 
 def bars_operation(
     column:str,
@@ -160,7 +171,7 @@ def say_operation(
     short = lambda values: ", ".join("missing" if v is None else str(v)[:30] for v in values[:3]) + (f" and {len(values) - 3} more" if len(values) > 3 else "")
     says = {"range": lambda: f"{column} {limits}", "length": lambda: f"characters of {column} {limits}", "one_of": lambda: f"{column} is {short(operation['one_of'])}",
             "contains": lambda: f"{column} contains {str(operation['contains'])[:40]!r}", "matches": lambda: f"{column} matches {operation['matches'][:40]}",
-            "missing": lambda: f"{column} is missing", "search": lambda: f"search: {str(operation['search'])[:40]}", "rows": lambda: f"{len(operation['rows']):,} picked rows"}
+            "missing": lambda: f"{column} is missing", "search": lambda: f"search: {str(operation['search'])[:40]}", "rows": lambda: f"similar to {operation['similar'][:40]!r}: {len(operation['rows']):,} rows" if "similar" in operation else f"{len(operation['rows']):,} picked rows"}
     return ("not: " if operation.get("not") else "") + says[kind]()
 
 # %% ../nbs/09_views.ipynb #00d24ff6
@@ -204,6 +215,17 @@ class View:
         "A view in another order; missing values come last, equal ones in the frame's order."
         return self._with(order=None if column is None else (column, descending))
 
+    def with_similar(self, text:str, numbers):
+        "A view of the rows that say something similar, in the order in which they are given."
+        keys = self._column(self.key).iloc[numbers].tolist() if self.key else np.asarray(numbers).tolist()
+        return self.sort(None).add({"rows": keys, "similar": text})
+
+    def n_distinct(self, column:str) -> int:
+        "How many different values a column has."
+        known = self._known.setdefault("distinct", {})
+        if column not in known: known[column] = int(self._column(column).nunique())
+        return known[column]
+
     def answer(self, operation:dict) -> np.ndarray:
         "Which rows one operation means, worked out once."
         text = repr({name: value for name, value in sorted(operation.items()) if name != "not"})
@@ -245,12 +267,20 @@ class View:
     def numbers(self) -> np.ndarray:  # int64
         "The numbers of the rows that are kept, in the order of the view."
         if self._numbers is None:
-            if self.order is None: self._numbers = np.flatnonzero(self.mask)
+            if self.order is None: self._numbers = self._by_likeness(np.flatnonzero(self.mask))
             else:
                 if self.order not in self._known["orders"]: self._known["orders"][self.order] = sort_rows(self._column(self.order[0]), self.order[1])
                 ordered = self._known["orders"][self.order]
                 self._numbers = ordered[self.mask[ordered]] if self.operations else ordered
         return self._numbers
+
+    def _by_likeness(self, numbers):
+        "Rows that were found by likeness come in its order."
+        similar = next((operation["rows"] for operation in self.operations if "similar" in operation), None)
+        if similar is None: return numbers
+        keys = self._column(self.key).iloc[numbers].tolist() if self.key else numbers.tolist()
+        place = {key: at for at, key in enumerate(similar)}
+        return numbers[np.argsort([place.get(key, len(place)) for key in keys], kind="stable")]
 
     def page(self, start:int, n:int) -> pd.DataFrame:
         "Rows of the view by their place in it, indexed by their number in the frame."
@@ -275,6 +305,10 @@ class View:
         "The same rows in pandas, from a frame of that name whose index is 0, 1, 2, ..."
         masks = [_code(operation, name, self) for operation in self.operations]
         lines = f"rows = {name}" if not masks else f"rows = {name}[{masks[0]}]" if len(masks) == 1 else f"rows = {name}[" + "\n    & ".join(f"({m})" for m in masks) + "]"
+        similar = next((operation["rows"] for operation in self.operations if "similar" in operation), None)
+        if similar is not None and not self.order:
+            keys = f"rows[{self.key!r}]" if self.key else "rows.index.to_series()"
+            lines += f"\nrows = rows.loc[{keys}.map({{key: at for at, key in enumerate({list(similar)!r})}}).sort_values(kind='stable').index]"
         return lines + (f"\nrows = rows.sort_values({self.order[0]!r}, ascending={not self.order[1]}, kind='stable')" if self.order else "")
 
 def sort_rows(

@@ -17,7 +17,7 @@ BIN = Path(sys.executable).parent
 
 # Workflow -> parameters other than the defaults, small enough for a test and telling enough that a lost one would show.
 CASES = {
-    "explore": {"near_duplicates": False, "max_length_tokens": 100, "columns": ["channel", "query"]},
+    "explore": {"signals": ["lengths", "tokens", "language"], "max_length_tokens": 100, "columns": ["channel", "query"]},
     "prepare": {"split": {"train": 0.7, "validation": 0.1, "test": 0.2}, "steps": ["drop_empty", {"filter_length": {"minimum": 60}}], "seed": 3},
     "prompt": {"prompts": {"short": "Query as JSON: {text}", "as prepared": "{prompt}"}, "n_examples": 4, "max_new_tokens": 24, "task": "query"},
     "finetune": {"max_steps": 3, "learning_rate": 0.001, "eval_samples": 12, "sample_completions": 2, "max_length": 256},

@@ -17,6 +17,7 @@ import anywidget
 import ipywidgets
 import traitlets
 from ..display import escape, visible
+from ..errors import UserError
 from ..views import View, bars_operation, say_operation
 from .fields import html_widget
 
@@ -108,21 +109,37 @@ class TableView(anywidget.AnyWidget):
       const send = (message) => model.send(message);
       const search = make("input", { type: "search", placeholder: "search " + model.get("label"), "aria-label": "search " + model.get("label"), title: "All words, in any order; press Enter" });
       let asked = "";
-      const ask = () => { if (search.value.trim() !== asked) { asked = search.value.trim(); send({ type: "search", text: asked }); } };
+      const mode = make("select", { title: "how to search", ariaLabel: "how to search", onchange: () => { if (search.value.trim()) send({ type: "search", text: search.value.trim(), mode: mode.value }); } });
+      const ask = () => { if (search.value.trim() !== asked) { asked = search.value.trim(); send({ type: "search", text: asked, mode: mode.value || "words" }); } };
       search.onkeydown = (event) => { if (event.key === "Enter") ask(); };
       search.onchange = ask;
       const chips = make("span", { className: "llmops-chips" }), count = make("span", { className: "llmops-count", "aria-live": "polite" });
       const button = (text, title, message) => make("button", { textContent: text, title, "aria-label": title, onclick: () => send(message()) });
       const undo = button("↶", "undo", () => ({ type: "undo" }));
       const back = button("‹", "previous page", () => ({ type: "page", by: -1 })), forward = button("›", "next page", () => ({ type: "page", by: 1 }));
-      const bar = make("div", { className: "llmops-bar" }, search, back, forward, count, undo, chips), place = make("div", { className: "llmops-place" });
+      const wrong = make("div", { className: "llmops-wrong", role: "alert" });
+      const bar = make("div", { className: "llmops-bar" }, search, mode, back, forward, count, undo, chips), place = make("div", { className: "llmops-place" });
       el.dataset.lmSuppressShortcuts = "true";  // Enter and the arrows are the table's, not JupyterLab's
-      el.replaceChildren(bar, place);
+      el.replaceChildren(bar, wrong, place);
+      const marked = (text, words) => {
+        const parts = [], low = text.toLowerCase(), wanted = words.map((word) => word.toLowerCase());
+        for (let at = 0; at < text.length;) {
+          const [next, word] = wanted.map((word) => [low.indexOf(word, at), word]).filter(([found]) => found >= 0).sort((a, b) => a[0] - b[0])[0] || [text.length, ""];
+          if (next > at) parts.push(text.slice(at, next));
+          if (word) parts.push(make("mark", { textContent: text.slice(next, next + word.length) }));
+          at = next + Math.max(word.length, 1);
+        }
+        return parts;
+      };
       const draw = () => {
         const page = model.get("page"), keys = page.keys || [], opened = model.get("opened"), ticked = new Set(model.get("ticked"));
         const active = el.contains(document.activeElement) ? document.activeElement : null;
         const focus = active?.dataset?.key ? `tr[data-key="${CSS.escape(active.dataset.key)}"]` : active?.dataset?.focus ? `[data-focus="${CSS.escape(active.dataset.focus)}"]` : null;
         if (document.activeElement !== search) search.value = asked = page.search || "";
+        const modes = page.modes || ["words"];
+        if (mode.options.length !== modes.length) mode.replaceChildren(...modes.map((name) => make("option", { value: name, textContent: name })));
+        if (document.activeElement !== mode) mode.value = page.mode || "words";
+        mode.style.display = modes.length > 1 ? "" : "none"; wrong.textContent = page.wrong || "";
         count.textContent = page.count; back.disabled = !page.can_back; forward.disabled = !page.can_forward; undo.disabled = !page.can_undo;
         chips.replaceChildren(...(page.chips || []).map((text, at) => make("button", { textContent: text + " ×", title: "take this back", onclick: () => send({ type: "drop", at }) })));
         const table = make("table", { className: "llmops-rows", "aria-label": model.get("label") }), head = table.createTHead().insertRow(), body = table.createTBody();
@@ -147,7 +164,7 @@ class TableView(anywidget.AnyWidget):
             model.set("ticked", [...now]); model.save_changes();
           };
           row.insertCell().append(box);
-          cells.forEach((text, c) => { const cell = row.insertCell(); cell.textContent = text; if (page.columns[c].number) cell.className = "llmops-number"; });
+          cells.forEach((text, c) => { const cell = row.insertCell(); cell.append(...marked(text, page.marks || [])); if (page.columns[c].number) cell.className = "llmops-number"; });
           const open = () => { model.set("opened", keys[at]); model.save_changes(); };
           row.onclick = open;
           row.onkeydown = (event) => {
@@ -185,6 +202,9 @@ class TableView(anywidget.AnyWidget):
     .llmops-rows td { padding: 3px 8px; border-bottom: 1px solid var(--jp-border-color2, #ccc); max-width: 30em; overflow: hidden;
       text-overflow: ellipsis; white-space: nowrap; }
     .llmops-rows td.llmops-number { text-align: right; font-variant-numeric: tabular-nums; }
+    .llmops-rows mark { background: transparent; color: inherit; border-bottom: 2px solid var(--jp-warn-color1, #e65100); font-weight: 600; }
+    .llmops-bar select { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); border: 1px solid var(--jp-border-color1, #999); border-radius: 3px; padding: 3px; }
+    .llmops-wrong:not(:empty) { border-left: 4px solid var(--jp-error-color1, #d32f2f); padding: 4px 8px; color: var(--jp-ui-font-color1, inherit); font-size: var(--jp-ui-font-size1, 13px); }
     .llmops-rows tbody tr { cursor: pointer; }
     .llmops-rows tbody tr:hover { background: var(--jp-layout-color2, rgba(128, 128, 128, 0.15)); }
     .llmops-rows tbody tr[aria-selected="true"] { background: var(--jp-brand-color3, #bbdefb); color: var(--jp-ui-font-color0, inherit); }
@@ -206,14 +226,27 @@ class Rows:
         page_size:int=10,    # Rows of a page
         label:str="rows",    # What they are, for screen readers
         on_tick=None,        # Called with the keys that were ticked
+        tools=(),            # Widgets between the table and the reader
+        similar=None,        # Function from a text to the numbers of the rows that say something similar, the most similar first
     ):
-        self.columns, self.read, self.key, self.page_size = list(columns), read, key, page_size
+        self.columns, self.read, self.key, self.page_size, self.similar = list(columns), read, key, page_size, similar
+        self.on_turn, self.mode, self.wrong = [], "words", ""
         self.reader, self.table = html_widget(""), TableView(label=label)
         self.table.observe(lambda change: self._open(), names=["opened"])
         if on_tick: self.table.observe(lambda change: on_tick(list(self.table.ticked)), names=["ticked"])
         self.table.on_msg(lambda widget, message, buffers: self.handle(message))
-        self.widget = ipywidgets.VBox([self.table, self.reader])
+        self.widget = ipywidgets.VBox([self.table, *tools, self.reader])
         self.show(frame)
+
+    def open(self, key):
+        "Show a row in the reader."
+        if self.table.opened == key: self._open()
+        else: self.table.opened = key
+        for tell in self.on_turn: tell()
+
+    def filter(self, column, operation):
+        "An operation in place of those on the same column."
+        self.look(self.view.replace([*(o for o in self.view.operations if o.get("column") != column), *([operation] if operation else [])]))
 
     def show(self, frame, columns=None):
         "Other rows in the same table; operations on columns that are still there stay."
@@ -222,7 +255,7 @@ class Rows:
         named = lambda operation: operation.get("in", [operation.get("column")])
         stay = [operation for operation in before.operations if "rows" not in operation and all(name in frame for name in named(operation))] if before else []
         self.view = View(frame, stay, before.order if before and before.order and before.order[0] in frame else None, self.key)
-        self.past = []
+        self.past, self.wrong = [], ""
         self.reader.value, self.table.opened, self.table.ticked = "", "", []
         self.turn(0)
 
@@ -244,20 +277,37 @@ class Rows:
             column, at = message["column"], self.view.order
             # Up, down, and back to the order of the frame.
             self.look(self.view.sort(column) if at is None or at[0] != column else self.view.sort(column, True) if not at[1] else self.view.sort(None))
-        elif kind == "search":
-            others = [operation for operation in self.view.operations if "search" not in operation]
-            words = message["text"].split()
-            self.look(self.view.replace([*others, *([{"search": " ".join(words), "in": list(dict.fromkeys([self.key, *self.columns]))}] if words else [])]))
+        elif kind == "search": self.search(message["text"], message.get("mode", "words"))
         elif kind == "brush":
             column, chosen = message["column"], message["bars"]
-            others = [operation for operation in self.view.operations if operation.get("column") != column]
-            shape, bars = self.view.histogram(column)
-            self.look(self.view.replace([*others, *([bars_operation(column, shape, bars, *chosen)] if chosen else [])]))
+            self.filter(column, bars_operation(column, *self.view.histogram(column), *chosen) if chosen else None)
+
+    def search(self, text, mode="words"):
+        "Look for words in any column, for a pattern in texts, or for texts that say something similar; in place of what was looked for before."
+        searching = lambda operation: "search" in operation or "matches" in operation or "similar" in operation
+        view = self.view.replace([operation for operation in self.view.operations if not searching(operation)])
+        self.mode, self.wrong, text = mode, "", text.strip()
+        try:
+            if not text: pass
+            elif mode == "similar":
+                view = view.with_similar(text, self.similar(text))
+            elif mode == "pattern": view = view.add({"column": self.text_column, "matches": text})
+            else: view = view.add({"search": " ".join(text.split()), "in": list(dict.fromkeys([self.key, *self.columns]))})
+            self.look(view)
+        except UserError as error:
+            self.wrong = str(error)
+            self.turn(self.page)
+
+    @property
+    def text_column(self):
+        "The column that patterns are looked for in: the longest texts."
+        texts = [name for name in self.columns if self.view.histogram(name)[0] == "length"] or [self.key]
+        return max(texts, key=lambda name: self.frame[name].head(200).astype("str").str.len().mean())
 
     @property
     def searched(self) -> list:
         "The words that somebody searches for, to be marked in the reader."
-        return [word for operation in self.view.operations if "search" in operation for word in operation["search"].split()]
+        return [word for operation in self.view.operations for word in operation.get("search", operation.get("similar", "")).split()]
 
     def turn(self, page:int):
         "Show a page of the view."
@@ -266,11 +316,13 @@ class Rows:
         start = self.page*size
         shown = self.view.page(start, size)
         of = f"{n:,}" + (f" of {len(self.frame):,}" if n < len(self.frame) else "")
-        search = next((operation["search"] for operation in self.view.operations if "search" in operation), "")
+        search = next((operation[kind] for operation in self.view.operations for kind in ("search", "matches", "similar") if kind in operation), "")
         self.table.page = {
             "columns": [self._column(name) for name in self.columns], "cells": page_cells(shown, self.columns), "keys": [str(key) for key in shown[self.key]],
             "count": f"{start + 1:,}–{start + len(shown):,} of {of}" if n else f"nothing found among {len(self.frame):,}", "can_back": self.page > 0,
-            "can_forward": start + size < n, "can_undo": bool(self.past), "order": self.view.order, "search": search, "chips": [visible(say_operation(operation)) for operation in self.view.operations]}
+            "can_forward": start + size < n, "can_undo": bool(self.past), "order": self.view.order, "search": search, "mode": self.mode, "wrong": self.wrong, "marks": [word for word in self.searched if len(word) > 1],
+            "modes": ["words", "pattern", *(["similar"] if self.similar else [])], "chips": [visible(say_operation(operation)) for operation in self.view.operations]}
+        for tell in self.on_turn: tell()
 
     def _column(self, name):
         kind, bars = self.view.histogram(name)
@@ -281,6 +333,8 @@ class Rows:
         caption = f"{len(labels) - others:,} values{' and others' if others else ''}" if kind == "category" else " to ".join([labels[0].split(" to ")[0], labels[-1].split(" to ")[-1]]) if labels else ""
         # Where all are alike there is nothing to choose from.
         if len(labels) < 2: labels, caption = [], "".join(labels)
+        # Names of rows tell nothing by how often they come.
+        if kind == "identifier": labels, caption = [], f"{self.view.n_distinct(name):,} values"
         return {"name": name, "bars": [[label, int(all_), int(kept)] for label, all_, kept in zip(labels, bars["n_rows"], bars["n_kept"])], "caption": caption,
                 "number": kind == "number", "selected": brushed}
 
@@ -298,13 +352,14 @@ def text_html(
     text,            # A text, or None
     words=(),        # Words to mark
     title:str="",    # A heading above it
+    bare:bool=False, # Without a paragraph of its own
 ) -> str:            # HTML
     "A text to read."
     head = f'<div style="font-weight:600;margin-top:6px">{escape(title)}</div>' if title else ""
     if text is None or text != text: return f'{head}<div style="{_PRE}"><i>missing</i></div>'
     parts = re.split("(" + "|".join(rf"\b{re.escape(word)}\b" for word in words) + ")", str(text), flags=re.IGNORECASE) if words else [str(text)]
     shown = "".join(f'<mark style="{_MARK}">{escape(part)}</mark>' if at % 2 else escape(part) for at, part in enumerate(parts))
-    return f'{head}<div style="{_PRE}">{shown}</div>'
+    return shown if bare else f'{head}<div dir="auto" style="{_PRE}">{shown}</div>'
 
 # %% ../../nbs/widgets/40_rows.ipynb #2fb4deab
 def diff_words(
