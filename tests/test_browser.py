@@ -1,8 +1,12 @@
 """A real JupyterLab in a real Chromium: run all, click Launch, watch the curve, restart the kernel, change a comparison."""
 
 import json
+import os
 import re
 import shutil
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from lab import Lab, browser_page, jupyter_lab
@@ -184,3 +188,136 @@ def test_texts_are_brushed_sorted_searched_and_read(project, workspace, chromium
         page.wait_for_function("key => { const row = document.querySelector('.llmops-rows tr[aria-selected=\"true\"]'); return row && row.dataset.key !== key; }", arg=first, timeout=30_000)
         page.screenshot(path=str(artefacts / "explore-2-read.png"))
         assert not lab.errors() and not page.refused
+
+
+def wait_for_text(page, css, pattern):
+    "Until a node that can be seen says something."
+    page.wait_for_function("([css, text]) => [...document.querySelectorAll(css)].some(node => node.offsetParent && new RegExp(text).test(node.textContent))", arg=[css, pattern], timeout=30_000)
+
+
+def test_findings_map_reader_and_rows_to_keep(project, workspace, chromium, artefacts):
+    "What is clicked in one place is seen in all others; what is picked becomes a dataset."
+    change_parameters(project / "explore.ipynb", signals=["lengths", "tokens", "characters", "language", "personal", "duplicates", "topics"])
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace), LLMOPS_THREADS="1") as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("explore.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        page.locator(".llmops-map:visible").wait_for(timeout=60_000)
+
+        # A finding selects its rows in the table and on the map, and the cut-off counts only these.
+        page.get_by_role("button", name="4,797 rows").click()
+        wait_for_text(page, ".llmops-count", "of 4,797 of 6,000")
+        wait_for_text(page, ".llmops-map-count", "4,797 of 6,000")
+        wait_for_text(page, "[role=status]", "of 4,797 texts")
+        page.get_by_role("button", name="+ redact").click()
+        page.locator("textarea[aria-label='steps for prepare']").wait_for(timeout=30_000)
+        assert page.locator("textarea[aria-label='steps for prepare']").input_value() == '["redact"]'
+        page.locator("button[title=undo]:visible").click()
+        wait_for_text(page, ".llmops-count", "1–10 of 6,000")
+
+        # The lasso.
+        drawn = page.locator(".llmops-map:visible")
+        drawn.scroll_into_view_if_needed()
+        page.wait_for_timeout(500)
+        box = drawn.bounding_box()
+        at = lambda x, y: (box["x"] + box["width"] * x, box["y"] + box["height"] * y)
+        page.mouse.move(*at(0.3, 0.2))
+        page.mouse.down()
+        for x, y in ((0.7, 0.2), (0.7, 0.8), (0.3, 0.8)): page.mouse.move(*at(x, y), steps=3)
+        page.mouse.up()
+        wait_for_text(page, ".llmops-chips button", "picked rows")
+        wait_for_text(page, ".llmops-count", r"of [\d,]+ of 6,000")
+        page.screenshot(path=str(artefacts / "explore-3-lasso.png"))
+        page.get_by_role("button", name="show all").click()
+        wait_for_text(page, ".llmops-count", "1–10 of 6,000")
+
+        # With the keyboard alone: a topic from the legend, a pattern, a bad pattern, likeness.
+        legend = page.locator(".llmops-legend button:visible").first
+        legend.focus()
+        page.keyboard.press("Enter")
+        wait_for_text(page, ".llmops-chips button", "topic is")
+        page.locator("button[title=undo]:visible").click()
+        search, mode = page.locator(".llmops-bar input:visible"), page.locator(".llmops-bar select:visible")
+        mode.select_option("pattern")
+        search.fill(r"LT-\d{4}")
+        search.press("Enter")
+        wait_for_text(page, ".llmops-chips button", "matches")
+        search.fill("(")
+        search.press("Enter")
+        wait_for_text(page, ".llmops-wrong", "cannot be read")
+        mode.select_option("similar")
+        search.fill("the printer has no toner")
+        search.press("Enter")
+        wait_for_text(page, ".llmops-chips button", "similar to")
+        assert "toner" in page.locator(".llmops-rows:visible tbody tr").first.inner_text().lower() or "print" in page.locator(".llmops-rows:visible tbody tr").first.inner_text().lower()
+
+        # A row is read, pinned, and the next one compared with it.
+        rows = page.locator(".llmops-rows:visible tbody tr")
+        rows.first.click()
+        page.get_by_role("button", name="Pin this row").click()
+        rows.first.focus()
+        page.keyboard.press("ArrowDown")
+        page.get_by_text("as it differs from HD-").first.wait_for(timeout=30_000)
+        page.screenshot(path=str(artefacts / "explore-4-pinned.png"))
+
+        # The rows become a dataset, which knows where it comes from.
+        page.get_by_role("button", name="Keep these rows").click()
+        page.wait_for_function("() => [...document.querySelectorAll('textarea[aria-label=dataset]')].some(node => node.value.startsWith('picked@'))", timeout=30_000)
+        reference = page.locator("textarea[aria-label=dataset]").input_value()
+        assert list((workspace / "snapshots").glob(f"{reference}*.parquet")) and list((workspace / "snapshots").glob(f"{reference}*.origin"))
+        page.get_by_role("tab", name="Duplicates").click()
+        page.locator(".llmops-rows:visible tbody tr").first.click()
+        page.get_by_text("is kept").first.wait_for(timeout=30_000)
+        page.screenshot(path=str(artefacts / "explore-5-duplicates.png"))
+        assert not lab.errors() and not page.refused
+
+
+def test_a_recipe_is_clicked_together_undone_frozen_and_run_headlessly(project, workspace, chromium, artefacts):
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace), LLMOPS_THREADS="1") as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("prepare.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        menu, add = page.locator("select:visible").filter(has_text="personal data: redact").first, page.get_by_role("button", name="Add", exact=True)
+        menu.wait_for(timeout=60_000)
+        for step in ("personal data: redact", "filter: filter length", "clean: normalise whitespace"):
+            menu.select_option(label=step)
+            add.click()
+            page.wait_for_timeout(400)
+        # The last goes up, redact is switched off and on again, one step too many is undone; the options of another are typed.
+        page.get_by_title("Move normalise_whitespace up").click()
+        page.get_by_title("Switch redact off").click()
+        page.get_by_title("Switch redact on").wait_for(timeout=30_000)
+        page.get_by_role("button", name="↶", exact=True).first.click()
+        page.get_by_title("Switch redact off").wait_for(timeout=30_000)
+        page.get_by_title("Options of filter_length").click()
+        field = page.get_by_label("minimum").last
+        field.fill("60")
+        field.press("Tab")
+        page.get_by_text("minimum: 60").first.wait_for(timeout=30_000)
+        page.get_by_role("button", name="Run", exact=True).click()
+        page.get_by_title("Show what redact did").wait_for(timeout=90_000)
+        page.get_by_title("Show what redact did").click()
+        page.get_by_text("What redact did").wait_for(timeout=30_000)
+        page.screenshot(path=str(artefacts / "prepare-1-recipe.png"))
+
+        # The example as the trainer sees it.
+        page.locator("select:visible").filter(has_text="starter").first.select_option("starter")
+        page.locator(".llmops-rows:visible tbody tr").first.click()
+        page.get_by_text(re.compile("^learnt: ")).first.wait_for(timeout=60_000)
+        page.screenshot(path=str(artefacts / "prepare-2-mask.png"))
+        snapshots = {path.stem for path in (workspace / "snapshots").glob("*.parquet")}
+
+        # Frozen, the same recipe gives the same snapshots without a screen.
+        page.get_by_text("Freeze: repeat this run without the panel").click()
+        frozen = page.get_by_label("YAML").last
+        frozen.wait_for(timeout=30_000)
+        (project / "frozen.yaml").write_text(frozen.input_value(), encoding="utf-8")
+        assert not lab.errors() and not page.refused
+    other = workspace.parent / "elsewhere"
+    done = subprocess.run([Path(sys.executable).parent / "llmops", "run", "prepare", "-f", "frozen.yaml", "--output", "done.ipynb"], cwd=project, capture_output=True, text=True, timeout=300,
+                          env={**os.environ, "LLMOPS_WORKSPACE": str(other), "LLMOPS_THREADS": "1"})
+    assert done.returncode == 0, done.stderr[-2000:]
+    again = {path.stem for path in (other / "snapshots").glob("*.parquet") if path.stem.startswith("helpdesk.")}
+    assert len(again) == 3 and again <= snapshots

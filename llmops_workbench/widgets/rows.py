@@ -110,6 +110,7 @@ class TableView(anywidget.AnyWidget):
       const search = make("input", { type: "search", placeholder: "search " + model.get("label"), "aria-label": "search " + model.get("label"), title: "All words, in any order; press Enter" });
       let asked = "";
       const mode = make("select", { title: "how to search", ariaLabel: "how to search", onchange: () => { if (search.value.trim()) send({ type: "search", text: search.value.trim(), mode: mode.value }); } });
+      let searched = null;
       const ask = () => { if (search.value.trim() !== asked) { asked = search.value.trim(); send({ type: "search", text: asked, mode: mode.value || "words" }); } };
       search.onkeydown = (event) => { if (event.key === "Enter") ask(); };
       search.onchange = ask;
@@ -138,7 +139,7 @@ class TableView(anywidget.AnyWidget):
         if (document.activeElement !== search) search.value = asked = page.search || "";
         const modes = page.modes || ["words"];
         if (mode.options.length !== modes.length) mode.replaceChildren(...modes.map((name) => make("option", { value: name, textContent: name })));
-        if (document.activeElement !== mode) mode.value = page.mode || "words";
+        if (page.mode !== searched) mode.value = searched = page.mode || "words";  // what somebody has chosen and not yet used stays
         mode.style.display = modes.length > 1 ? "" : "none"; wrong.textContent = page.wrong || "";
         count.textContent = page.count; back.disabled = !page.can_back; forward.disabled = !page.can_forward; undo.disabled = !page.can_undo;
         chips.replaceChildren(...(page.chips || []).map((text, at) => make("button", { textContent: text + " ×", title: "take this back", onclick: () => send({ type: "drop", at }) })));
@@ -293,6 +294,7 @@ class Rows:
                 view = view.with_similar(text, self.similar(text))
             elif mode == "pattern": view = view.add({"column": self.text_column, "matches": text})
             else: view = view.add({"search": " ".join(text.split()), "in": list(dict.fromkeys([self.key, *self.columns]))})
+            len(view)  # a pattern that cannot be read is found out before anything changes
             self.look(view)
         except UserError as error:
             self.wrong = str(error)
