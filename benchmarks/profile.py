@@ -14,11 +14,12 @@ import json
 import os
 import platform
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from peers import Peer
 
 RESULTS = Path(__file__).parent / "results" / "profile.json"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -78,16 +79,10 @@ def ours(texts):
 
 
 def compare(python, peer, path, texts, repeats):
-    child = subprocess.Popen([python, __file__, "--serve", peer, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True)
-
-    def theirs():
-        child.stdin.write("go\n")
-        child.stdin.flush()
-        return json.loads(child.stdout.readline())
-
+    child = Peer(python, __file__, peer, path)
     start = time.perf_counter()
     mine = ours(texts)
-    first, told = time.perf_counter() - start, theirs()
+    first, told = time.perf_counter() - start, child.ask()
     for name, value in told["statistics"].items():
         assert abs(mine[name] - value) < 1e-6, f"{peer}: {name} is {value}, ours is {mine[name]}"
     times, peers = [], []
@@ -95,9 +90,8 @@ def compare(python, peer, path, texts, repeats):
         start = time.perf_counter()
         ours(texts)
         times.append(time.perf_counter() - start)
-        peers.append(theirs()["seconds"])
-    child.stdin.close()
-    child.wait()
+        peers.append(child.ask()["seconds"])
+    child.close()
     ratios = sorted(b / a for a, b in zip(times, peers))
     return {"rows": len(texts), "peer": peer, "ours_s": round(statistics.median(times), 5), "peer_s": round(statistics.median(peers), 5), "first_call_s": round(first, 3),
             "ratio": round(statistics.median(ratios), 1), "ratio_low": round(ratios[0], 1), "ratio_high": round(ratios[-1], 1), "statistics": sorted(told["statistics"]), "results": "equal"}

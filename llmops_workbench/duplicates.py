@@ -13,7 +13,7 @@ import numpy as np
 import pandas as pd
 
 from .errors import ParameterValueError, explain
-from .text import BYTE_KIND, HASH_BASE, KINDS, TextBuffer, compiled, hash_spans, mix, use_numba
+from .text import BYTE_HASHES, BYTE_KIND, HASH_BASE, KINDS, MIX_CONSTANTS, TextBuffer, compiled, hash_spans, mix, use_numba
 
 # %% ../nbs/05_duplicates.ipynb #afd20bdb
 def exact_duplicates(
@@ -85,25 +85,14 @@ SIMILARITY = 0.4  # Least share of word pairs in common; chosen on the sample, w
 _BINS, _SHIFT = 256, np.uint64(56)  # the top 8 bits choose one of 256 bins
 _EMPTY = np.uint64(0xffffffffffffffff)
 
-def _lowest_compiled(hashes, edges, n_bins, shift, empty):
-    out = np.full((len(edges) - 1, n_bins), empty, np.uint64)
-    for i in range(len(edges) - 1):
-        for j in range(edges[i], edges[i + 1]):
-            b = np.int64(hashes[j] >> shift)
-            if hashes[j] < out[i, b]: out[i, b] = hashes[j]
-    return out
-
 def signatures(
     hashes:np.ndarray, # Hashes of word sequences, of one text after the other
     edges:np.ndarray,  # Where each text's begin
-    by_numba:bool=False, # Compiled
 ) -> np.ndarray:       # (texts, 256) uint64; texts without words keep the highest number throughout
     "One-permutation MinHash (Li, Owen and Zhang 2012) with the densification of Shrivastava (2017)."
-    if by_numba: lowest = compiled(_lowest_compiled)(hashes, edges, _BINS, _SHIFT, _EMPTY)
-    else:
-        lowest = np.full((len(edges) - 1, _BINS), _EMPTY)
-        text = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
-        np.minimum.at(lowest.reshape(-1), text * _BINS + (hashes >> _SHIFT).astype("int64"), hashes)
+    lowest = np.full((len(edges) - 1, _BINS), _EMPTY)
+    text = np.repeat(np.arange(len(edges) - 1), np.diff(edges))
+    np.minimum.at(lowest.reshape(-1), text * _BINS + (hashes >> _SHIFT).astype("int64"), hashes)
     # An empty bin borrows from another, chosen by the same dice for every text, so that similar texts borrow alike.
     flat, missing, attempt = lowest.reshape(-1), lowest == _EMPTY, 0
     source = flat.copy()
@@ -130,8 +119,7 @@ def _candidates(signature, rows):
         for column in range(start + 1, start + rows): key = mix(key * HASH_BASE + signature[:, column])
         order = np.argsort(key, kind="stable")
         key = key[order]
-        # A thousand copies of a form letter would make a million pairs; neighbours are enough to join them into one cluster.
-        for step in range(1, 33):
+        for step in range(1, _MOST + 1):
             same = np.flatnonzero(key[step:] == key[:-step])
             if not len(same): break
             pairs.append(order[same] * n + order[same + step])
@@ -149,6 +137,146 @@ def _jaccard(hashes, edges, left, right):
         shared[part] = sets[left[part]].multiply(sets[right[part]]).sum(axis=1)
     return shared / np.maximum(sizes[left] + sizes[right] - shared, 1)
 
+# %% ../nbs/05_duplicates.ipynb #2ad38b7e
+def _sequences_compiled(data, offsets, word, table, base, m, n):
+    "Hashes of the word sequences of all texts, with repeats, and where each text's begin."
+    out, edges, used, last = np.empty(len(data) // 2 + len(offsets), np.uint64), np.zeros(len(offsets), np.int64), 0, np.zeros(n, np.uint64)
+    for i in range(len(offsets) - 1):
+        at, end, n_words = offsets[i], offsets[i + 1], 0
+        while at < end:
+            if not word[data[at]]:
+                at += 1
+                continue
+            h, start = np.uint64(0), at
+            while at < end and word[data[at]]:
+                h = h * base + table[data[at]]
+                at += 1
+            z = h + np.uint64(at - start) + m[0]
+            z = (z ^ (z >> np.uint64(30))) * m[1]
+            z = (z ^ (z >> np.uint64(27))) * m[2]
+            last[n_words % n] = z ^ (z >> np.uint64(31))
+            n_words += 1
+            if n_words < n: continue
+            h = np.uint64(0)
+            for k in range(n):
+                z = h * base + last[(n_words + k) % n] + m[0]
+                z = (z ^ (z >> np.uint64(30))) * m[1]
+                z = (z ^ (z >> np.uint64(27))) * m[2]
+                h = z ^ (z >> np.uint64(31))
+            out[used] = h
+            used += 1
+        if 0 < n_words < n:
+            # A text with fewer words is one sequence.
+            h = np.uint64(0)
+            for k in range(n_words):
+                z = h * base + last[k] + m[0]
+                z = (z ^ (z >> np.uint64(30))) * m[1]
+                z = (z ^ (z >> np.uint64(27))) * m[2]
+                h = z ^ (z >> np.uint64(31))
+            out[used] = h
+            used += 1
+        edges[i + 1] = used
+    return out[:used], edges
+
+def _band_keys_compiled(hashes, edges, base, m, dice, shift, empty, rows, n_bands):
+    "A key for each band of each text."
+    n_texts, n_bins = len(edges) - 1, dice.shape[1]
+    keys, low, full = np.zeros((n_bands, n_texts), np.uint64), np.empty(n_bins, np.uint64), np.empty(n_bins, np.uint64)
+    for i in range(n_texts):
+        if edges[i] == edges[i + 1]: continue
+        low[:] = empty
+        for j in range(edges[i], edges[i + 1]):
+            b = np.int64(hashes[j] >> shift)
+            if hashes[j] < low[b]: low[b] = hashes[j]
+        for b in range(n_bins):
+            full[b] = low[b]
+            attempt = 0
+            while full[b] == empty:
+                if attempt < len(dice): k = dice[attempt, b]
+                else:
+                    z = np.uint64(b) * np.uint64(1_000_003) + np.uint64(attempt + 1) + m[0]
+                    z = (z ^ (z >> np.uint64(30))) * m[1]
+                    z = (z ^ (z >> np.uint64(27))) * m[2]
+                    k = np.int64((z ^ (z >> np.uint64(31))) % np.uint64(n_bins))
+                full[b] = low[k]
+                attempt += 1
+        for band in range(n_bands):
+            key = full[band * rows]
+            for column in range(1, rows):
+                z = key * base + full[band * rows + column] + m[0]
+                z = (z ^ (z >> np.uint64(30))) * m[1]
+                z = (z ^ (z >> np.uint64(27))) * m[2]
+                key = z ^ (z >> np.uint64(31))
+            keys[band, i] = key
+    return keys
+
+def _pair_up_compiled(keys, edges, most):
+    "Texts with the same key in a band, each paired with at most so many before it; a pair is one number."
+    n_bands, n, size = keys.shape[0], keys.shape[1], 1
+    while size < 2 * n: size *= 2
+    mask, slots, before = np.uint64(size - 1), np.empty(size, np.int64), np.empty(n, np.int64)
+    pairs, used = np.empty(max(1024, n), np.int64), 0
+    for band in range(n_bands):
+        slots[:] = -1
+        for i in range(n):
+            if edges[i] == edges[i + 1]: continue
+            key = keys[band, i]
+            at = (key ^ (key >> np.uint64(32))) & mask
+            while slots[at] >= 0 and keys[band, slots[at]] != key: at = (at + np.uint64(1)) & mask
+            before[i] = slots[at]
+            slots[at] = i
+            j, steps = before[i], 0
+            while j >= 0 and steps < most:
+                if used == len(pairs):
+                    more = np.empty(2 * used, np.int64)
+                    more[:used] = pairs
+                    pairs = more
+                pairs[used] = j * n + i
+                used, steps, j = used + 1, steps + 1, before[j]
+    return pairs[:used]
+
+def _overlap_compiled(hashes, edges, left, right):
+    "Exact similarity of pairs of texts; each text's sequences are sorted once, when it is first looked at."
+    found, size, done = np.empty(len(left), np.float64), np.zeros(len(edges) - 1, np.int64), np.zeros(len(edges) - 1, np.bool_)
+    for p in range(len(left)):
+        for i in (left[p], right[p]):
+            if done[i]: continue
+            done[i] = True
+            part = np.sort(hashes[edges[i]:edges[i + 1]])
+            k = 0
+            for j in range(len(part)):
+                if j == 0 or part[j] != part[j - 1]:
+                    hashes[edges[i] + k] = part[j]
+                    k += 1
+            size[i] = k
+        a, b, shared = edges[left[p]], edges[right[p]], 0
+        end_a, end_b = a + size[left[p]], b + size[right[p]]
+        while a < end_a and b < end_b:
+            if hashes[a] == hashes[b]: a, b, shared = a + 1, b + 1, shared + 1
+            elif hashes[a] < hashes[b]: a += 1
+            else: b += 1
+        found[p] = shared / max(size[left[p]] + size[right[p]] - shared, 1)
+    return found
+
+_MOST = 32  # A thousand copies of a form letter would make a million pairs; neighbours are enough to join them into one cluster
+
+def _near_pairs(buffer, similarity, n):
+    "Candidates and their similarity: left, right, similarity."
+    rows = _rows_per_band(similarity)
+    # Bins that borrow cost the same in a short text as in a long one, so many short ones count as much as many bytes.
+    if not use_numba(max(8 * len(buffer.data), 5000 * len(buffer))):
+        hashes, edges, _ = shingles(buffer, n)
+        with_words = np.flatnonzero(np.diff(edges))
+        left, right = _candidates(signatures(hashes, edges)[with_words], rows)
+        left, right = with_words[left], with_words[right]
+        return left, right, _jaccard(hashes, edges, left, right)
+    hashes, edges = compiled(_sequences_compiled)(buffer.data, buffer.offsets, _WORD, BYTE_HASHES, HASH_BASE, MIX_CONSTANTS, n)
+    dice = np.array([mix(np.arange(_BINS, dtype="uint64") * np.uint64(1_000_003) + np.uint64(attempt)) % np.uint64(_BINS) for attempt in range(1, 65)]).astype("int64")
+    keys = compiled(_band_keys_compiled)(hashes, edges, HASH_BASE, MIX_CONSTANTS, dice, _SHIFT, _EMPTY, rows, _BINS // rows)
+    pairs = np.unique(compiled(_pair_up_compiled)(keys, edges, _MOST))
+    left, right = pairs // max(len(buffer), 1), pairs % max(len(buffer), 1)
+    return left, right, compiled(_overlap_compiled)(hashes, edges, left, right)
+
 # %% ../nbs/05_duplicates.ipynb #9aa7a190
 def near_duplicates(
     buffer:TextBuffer,
@@ -160,12 +288,7 @@ def near_duplicates(
                                                                   f"{SIMILARITY} suits messages, 0.8 long documents"))
     first = exact_duplicates(buffer)
     again, distinct = np.flatnonzero(first != np.arange(len(buffer))), np.flatnonzero(first == np.arange(len(buffer)))
-    hashes, edges, _ = shingles(buffer.take(distinct), n)
-    with_words = np.flatnonzero(np.diff(edges))
-    signature = signatures(hashes, edges, use_numba(len(buffer.data)))[with_words]
-    left, right = _candidates(signature, _rows_per_band(similarity))
-    left, right = with_words[left], with_words[right]
-    found = _jaccard(hashes, edges, left, right)
+    left, right, found = _near_pairs(buffer.take(distinct) if len(again) else buffer, similarity, n)
     near = found >= similarity
     pairs = pd.DataFrame({"left": np.concatenate([first[again], distinct[left[near]]]), "right": np.concatenate([again, distinct[right[near]]]),
                           "similarity": np.concatenate([np.ones(len(again)), found[near]])})

@@ -141,7 +141,7 @@ def test_numba_and_numpy_agree_to_the_last_bit(monkeypatch):
         monkeypatch.setenv("LLMOPS_NUMBA", choice)
         buffer = text_buffer(texts)
         hashes, edges, totals = shingles(buffer, 2)
-        results.append([*word_hashes(buffer), hashes, edges, totals, duplicates.signatures(hashes, edges, text.use_numba(0)), exact_duplicates(buffer),
+        results.append([*word_hashes(buffer), hashes, edges, totals, duplicates.signatures(hashes, edges), exact_duplicates(buffer),
                         repetition(buffer), near_duplicates(buffer).to_numpy()])
     for a, b in zip(*results):
         assert a.dtype == b.dtype and np.array_equal(a, b)
