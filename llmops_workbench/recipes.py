@@ -46,8 +46,9 @@ def run_steps(
     counts, rejected, changes = [], [], []
     for place, (step, options, off) in enumerate(steps):
         if report: report(place, len(steps), step.name)
-        if off:
-            counts.append((step.name, len(frame), 0, len(frame), 0, 0, True))
+        # Where no row is left there is nothing to do.
+        if off or not len(frame):
+            counts.append((step.name, len(frame), 0, len(frame), 0, 0, off))
             continue
         require_columns(frame, columns.get(step.name, columns[""]), step.name)
         kept, lost = step.function(frame, columns.get(step.name, columns[""]), **options)

@@ -72,11 +72,22 @@ def split_long(
     rows, numbers = np.array([p for p, _, _ in parts]), np.array([k for _, k, _ in parts])
     return keep_all(_made(frame.iloc[rows].assign(**{column: pd.Series([piece for _, _, piece in parts], index=frame.index[rows], dtype="str")}), numbers, "part"))
 
+def _fresh(names, taken):
+    "Names that no row has yet: a step may come twice in a recipe."
+    taken, found = set(taken), []
+    for name in names:
+        new, k = name, 2
+        while new in taken: new, k = f"{name}.{k}", k + 1
+        taken.add(new)
+        found.append(new)
+    return found
+
 def _made(rows, numbers, what):
     "Rows of which those with a number above 0 are new: an id of their own, and the one they come from."
     new, ids = numbers > 0, rows["id"].astype("str")
     before = rows["made_from"] if "made_from" in rows else pd.Series("", index=rows.index, dtype="str")
-    names = np.where(new, ids.to_numpy() + np.array([f"~{what}{n + 1}" for n in numbers], "object"), ids.to_numpy())
+    names = ids.to_numpy(dtype="object", copy=True)
+    names[new] = _fresh([f"{i}~{what}{n + 1}" for i, n in zip(names[new], numbers[new])], names[~new])
     return rows.assign(made_from=np.where(new, np.where(before.fillna("") == "", ids, before.fillna("")), before.fillna("")), id=names).astype({"id": "str", "made_from": "str"}).reset_index(drop=True)
 
 @step("tokens", RESHAPING)
@@ -238,7 +249,7 @@ def synthesise(
     answers = load_model(model).generate([asked[i] for i in fits], max_new_tokens=max_new_tokens, temperature=temperature, seed=seed)
     said, failed = answers["completion"].fillna("").str.strip().tolist(), answers["error"].fillna("").astype("str").tolist()
     rows = chosen[fits]
-    ids = [f"{i}~made" for i in frame["id"].iloc[rows].astype("str")]
+    ids = _fresh([f"{i}~made" for i in frame["id"].iloc[rows].astype("str")], frame["id"].astype("str"))
     new = _made(frame.iloc[rows], np.ones(len(rows), "int64"), "made").assign(id=ids, made_by=model, **{column: pd.Series(said, dtype="str")}).astype({"id": "str", "made_by": "str"})
     bad = np.array([not text or bool(error) for text, error in zip(said, failed)], bool)
     fine, lost = reject(new, bad, [error or "the model wrote nothing" for error in failed])

@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import yaml
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from llmops_workbench.datasets import make_dataset, save_snapshot
@@ -38,6 +38,8 @@ RECIPES = st.lists(st.sampled_from([
 TEXTS = st.lists(st.one_of(st.text(max_size=60), st.sampled_from(["The printer on floor two is out of toner.", "the printer on floor two is out of toner!", "", "  ", "cafÃ©", "Write to ann.lee@example.com", "می‌خواهم بروم", "👩‍👩‍👧 flags"])), min_size=1, max_size=12)
 
 
+@example(texts=["a", "b"], recipe=[{"synthesise": {"model": "fake:upper", "share": 0.5}}] * 2, seed=0)
+@example(texts=["a b c d e f g h i j k l m"] * 4, recipe=[{"balance": {"column": "label", "how": "up"}}, {"split_long": {"maximum": 6}}, {"balance": {"column": "label", "how": "up"}}, {"split_long": {"maximum": 3}}], seed=1)
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture])
 @given(texts=TEXTS, recipe=RECIPES, seed=st.integers(0, 5))
 def test_any_recipe_accounts_for_every_row(texts, recipe, seed):
