@@ -20,6 +20,7 @@ Modules:
 - `llmops_workbench.duplicates`: Texts that are the same, and texts that say nearly the same
 - `llmops_workbench.embeddings`: Texts as vectors at once, from their own words, or by a model that lies on disk; and the texts most like another
 - `llmops_workbench.endpoints`: A model behind an address
+- `llmops_workbench.engines`: Where blocks of work are done: here, in processes beside, or on a Ray cluster
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
@@ -33,6 +34,7 @@ Modules:
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
+- `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
 - `llmops_workbench.masks`: Which tokens of an example a model learns, exactly as the trainer will see them
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
@@ -66,6 +68,7 @@ Modules:
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
+- `llmops_workbench.shards`: One table in many files, larger than memory if need be, read a piece at a time
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it

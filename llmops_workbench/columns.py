@@ -16,6 +16,7 @@ import numpy as np
 import pandas as pd
 from .datasets import require_columns
 from .counts import count_texts
+from .duplicates import exact_duplicates
 from .text import text_buffer
 
 # %% ../nbs/09_columns.ipynb #29e37ae9
@@ -26,16 +27,20 @@ def column_kind(
     values:pd.Series,  # One column
 ) -> str:              # "number", "category", "text", "json", "time", "identifier" or "empty"
     "What kind of thing a column holds."
-    there = values.dropna()
-    if there.empty: return "empty"
-    if pd.api.types.is_datetime64_any_dtype(there): return "time"
-    if pd.api.types.is_bool_dtype(there): return "category"
-    if pd.api.types.is_numeric_dtype(there): return "category" if there.nunique() <= FEW_VALUES else "number"
-    texts = there.astype(str)
-    if texts.head(50).map(is_json_object).all(): return "json"
-    repeats = 1 - texts.nunique()/len(texts)
-    if texts.str.len().mean() >= LONG_TEXT and repeats < 0.5: return "text"
-    return "identifier" if repeats < 0.1 and len(texts) > FEW_VALUES else "category"
+    there = values.notna().to_numpy()
+    if not there.any(): return "empty"
+    if values.dtype != "str":
+        values = values[there]
+        if pd.api.types.is_datetime64_any_dtype(values): return "time"
+        if pd.api.types.is_bool_dtype(values): return "category"
+        if pd.api.types.is_numeric_dtype(values): return "category" if values.nunique() <= FEW_VALUES else "number"
+        values, there = values.astype("str"), there[there]
+    # Texts may lie on disk and be more than memory holds: they are counted where they are.
+    if values.iloc[np.flatnonzero(there)[:50]].map(is_json_object).all(): return "json"
+    n = int(there.sum())
+    repeats = 1 - len(np.unique(exact_duplicates(text_buffer(values))[there])) / n
+    if values.str.len().mean() >= LONG_TEXT and repeats < 0.5: return "text"
+    return "identifier" if repeats < 0.1 and n > FEW_VALUES else "category"
 
 def is_json_object(
     text,      # One value

@@ -15,73 +15,101 @@ import pandas as pd
 
 from .errors import ParameterValueError, explain
 from .duplicates import exact_duplicates
-from .embeddings import Vocabulary
-from .text import text_buffer
+from .embeddings import MOST_LEARNT, Vocabulary
+from .engines import load_engine
+from .text import block_edges, draw_rows, text_buffer
 
 # %% ../nbs/09_labels.ipynb #cbbd17b0
 def _read(texts, labels):
-    "The buffer, the labels as codes (-1: missing) and their names."
-    buffer, labels = text_buffer(texts), labels if isinstance(labels, pd.Series) else pd.Series(list(labels), dtype="object")
+    "The buffer, the labels as codes (-1: missing) and for each code a row that has it."
+    buffer, labels = text_buffer(texts), labels.reset_index(drop=True) if isinstance(labels, pd.Series) else pd.Series(list(labels), dtype="object")
     if len(buffer) != len(labels): raise ParameterValueError(explain(f"There are {len(buffer)} texts and {len(labels)} labels", "Each text has one label",
                                                                           "Pass them in the same order"))
-    codes, names = pd.factorize(labels.reset_index(drop=True))
-    return buffer, codes, np.asarray(names, "object")
+    # Long labels such as JSON may lie on disk, and stay there.
+    keys = exact_duplicates(text_buffer(labels)) if labels.dtype == "str" else pd.factorize(labels)[0]
+    there = np.flatnonzero(labels.notna())
+    codes, (_, first, found) = np.full(len(labels), -1), np.unique(keys[there], return_index=True, return_inverse=True)
+    codes[there] = np.argsort(np.argsort(first))[found]
+    return buffer, codes, lambda wanted: labels.iloc[there[np.sort(first)]].iloc[np.asarray(wanted, "int64")].to_numpy("object")
 
 def conflicting_labels(
     texts,  # Series or list of texts
     labels, # Their labels; missing ones contradict nothing
 ) -> pd.DataFrame: # row, first (row of the same text that comes first), label, share (of the same texts that have this label)
     "Rows whose text, letter for letter, also stands under another label; `ParameterValueError` if the numbers of texts and labels differ."
-    buffer, codes, names = _read(texts, labels)
+    buffer, codes, named = _read(texts, labels)
     frame = pd.DataFrame({"row": np.arange(len(codes)), "first": exact_duplicates(buffer), "code": codes})
     frame = frame[(codes >= 0) & (np.diff(buffer.offsets) > 0)]
     frame = frame[frame.groupby("first")["code"].transform("nunique") > 1]
     share = frame.groupby(["first", "code"])["row"].transform("size") / frame.groupby("first")["row"].transform("size")
-    return frame.assign(label=names[frame["code"]], share=share.astype(float)).drop(columns="code").sort_values(["first", "row"], ignore_index=True)
+    return frame.assign(label=named(frame["code"]), share=share.astype(float)).drop(columns="code").sort_values(["first", "row"], ignore_index=True)
 
 # %% ../nbs/09_labels.ipynb #edde623f
 ODDS, AGREEMENT, FOLDS = 10, 0.9, 5
 _STRENGTH, _STEPS = 10, 25_000
 
+def _small_indices(features):
+    "The same matrix with the indices that the solver takes."
+    features.indices, features.indptr = features.indices.astype("int32"), features.indptr.astype("int32")
+    return features
+
+def _fit(features, codes, seed):
+    from sklearn.linear_model import SGDClassifier
+    # As much regularisation whatever the number of rows, and as many steps at least as the averaged weights need to settle.
+    return SGDClassifier(loss="log_loss", alpha=1 / (_STRENGTH * len(codes)), max_iter=max(5, -(-_STEPS // len(codes))), tol=None, average=True,
+                         random_state=seed % 2**32, n_jobs=2).fit(features, codes)
+
 def _probabilities(features, codes, n_labels, seed):
     "Out-of-fold probabilities; every label is spread evenly over the folds."
-    from sklearn.linear_model import SGDClassifier
     rng, fold, found = np.random.default_rng(seed), np.empty(len(codes), "int64"), np.zeros((len(codes), n_labels))
     for code in range(n_labels):
         rows = rng.permutation(np.flatnonzero(codes == code))
         fold[rows] = (np.arange(len(rows)) + rng.integers(FOLDS)) % FOLDS
-    features.indices, features.indptr = features.indices.astype("int32"), features.indptr.astype("int32")  # all that the solver takes
     for held in range(FOLDS):
         train, test = np.flatnonzero(fold != held), np.flatnonzero(fold == held)
         if not len(test): continue
-        # As much regularisation whatever the number of rows, and as many steps at least as the averaged weights need to settle.
-        model = SGDClassifier(loss="log_loss", alpha=1 / (_STRENGTH * len(train)), max_iter=max(5, -(-_STEPS // len(train))), tol=None, average=True,
-                              random_state=seed % 2**32, n_jobs=2)
-        model.fit(features[train], codes[train])
+        model = _fit(features[train], codes[train], seed)
         found[np.ix_(test, model.classes_)] = model.predict_proba(features[test])
     return found
+
+def _judge_block(given, learnt):
+    "Probabilities of texts that the model has not seen."
+    buffer, rows = given
+    vocabulary, model = learnt
+    return model.predict_proba(_small_indices(vocabulary.features(buffer.take(rows))))
 
 def likely_label_errors(
     texts,        # Series or list of texts
     labels,       # Their labels; rows without one are not judged
     seed:int=0,   # Decides which rows are judged together
+    engine="local", # Where rows beyond the first `MOST_LEARNT` are judged: a name from `engines.ENGINES`, or an engine
 ) -> pd.DataFrame: # row, label, suggested, probability (of the label), suggested_probability, odds, likely (bool); the most suspect first
     "Rank rows by the odds of another label; `ParameterValueError` with fewer than two labels that have five texts each."
-    buffer, codes, names = _read(texts, labels)
-    sizes = np.bincount(codes[codes >= 0], minlength=len(names))
+    buffer, codes, named = _read(texts, labels)
+    sizes = np.bincount(codes[codes >= 0], minlength=codes.max(initial=-1) + 1)
     # A label that only a few rows have cannot be learnt without them: nobody can say that it is wrong.
     kept = np.flatnonzero(sizes >= FOLDS)
     if len(kept) < 2: raise ParameterValueError(explain(f"{len(kept)} labels have {FOLDS} texts or more", "Two are needed to tell one from another",
                                                               "Pass a column with few, frequent values"))
     rows = np.flatnonzero(np.isin(codes, kept) & (np.diff(buffer.offsets) > 0))
-    own, judged = np.searchsorted(kept, codes[rows]), buffer.take(rows)
-    probability = np.maximum(_probabilities(Vocabulary(judged).features(judged), own, len(kept), seed), 1e-9)
+    own, learnt = np.searchsorted(kept, codes[rows]), np.flatnonzero(np.isin(rows, draw_rows(buffer, MOST_LEARNT, seed)))
+    judged, probability = buffer.take(rows[learnt]), np.zeros((len(rows), len(kept)))
+    vocabulary = Vocabulary(judged)
+    features = _small_indices(vocabulary.features(judged))
+    probability[learnt] = _probabilities(features, own[learnt], len(kept), seed)
+    if len(learnt) < len(rows):
+        model, rest = _fit(features, own[learnt], seed), np.setdiff1d(np.arange(len(rows)), learnt)
+        edges = block_edges(buffer.offsets)
+        parts = [rest[np.searchsorted(rows[rest], a):np.searchsorted(rows[rest], b)] for a, b in zip(edges, edges[1:])]
+        found = load_engine(engine).map(_judge_block, [(buffer.rows(a, b), rows[part] - a) for a, b, part in zip(edges, edges[1:], parts)], (vocabulary, model))
+        for part, chances in zip(parts, found): probability[np.ix_(part, model.classes_)] = chances
+    probability = np.maximum(probability, 1e-9)
     given = probability[np.arange(len(rows)), own]
     agreement = float((probability.argmax(axis=1) == own).mean())
     probability[np.arange(len(rows)), own] = 0
     other = probability.argmax(axis=1)
-    odds = probability.max(axis=1) / given
-    frame = pd.DataFrame({"row": rows, "label": names[kept[own]], "suggested": names[kept[other]], "probability": given,
+    odds, names = probability.max(axis=1) / given, named(kept)
+    frame = pd.DataFrame({"row": rows, "label": names[own], "suggested": names[other], "probability": given,
                           "suggested_probability": probability.max(axis=1), "odds": odds, "likely": (odds >= ODDS) & (agreement >= AGREEMENT)})
     frame = frame.sort_values("odds", ascending=False, kind="stable", ignore_index=True)
     frame.attrs["agreement"] = agreement

@@ -11,16 +11,19 @@ __all__ = ['LABEL_NAMES', 'CHECKS', 'label_values', 'Profile', 'profile']
 
 # %% ../nbs/10_profiling.ipynb #49a70ced
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 
-from .chats import chat_text, measure_chats, read_chat
+from .chats import open_chats
 from .datasets import Dataset, read_dataset, require_columns
 from .display import Result
 from .duplicates import SIMILARITY
+from .engines import load_engine
 from .errors import MissingColumnError, MissingDependencyError, ParameterValueError, explain, suggest
 from .escaping import plain
 from .findings import SEVERITIES, make_finding, rank_findings, text_rules
@@ -29,8 +32,9 @@ from .labels import conflicting_labels, likely_label_errors
 from .overview import common_values, count_weeks, describe_columns, describe_json, length_bins, parsed
 from .params import Between
 from .signals import SIGNAL_GROUPS, measure_signals
+from .text import block_edges, blank_rows, text_buffer
 from .topics import find_topics
-from .twins import duplicate_kind, find_duplicates, find_overlap
+from .twins import duplicate_kind, find_duplicates, find_overlap, find_overlap_within
 from .views import View
 
 # %% ../nbs/10_profiling.ipynb #db4ba68f
@@ -53,13 +57,14 @@ def label_values(
         record = parsed(cell) if isinstance(cell, str) else None
         for part in [key] if isinstance(record, dict) and key in record else key.split("."): record = record.get(part) if isinstance(record, dict) else None
         return None if record is None else record if isinstance(record, str) else json.dumps(record, ensure_ascii=False)
-    return name, source[column].map(value).astype("str")
+    cells = text_buffer(source[column])
+    return name, pd.concat([pd.Series([], dtype="str"), *(cells.rows(a, b).series().map(value).astype("str") for a, b in pairwise(block_edges(cells.offsets)))], ignore_index=True)
 
 # %% ../nbs/10_profiling.ipynb #258dd058
 class _Findings:
     "Findings while they are collected, and the flags of rows."
-    def __init__(self, frame):
-        self.frame, self.found, self.flags = frame, [], {}
+    def __init__(self, frame, blank):
+        self.frame, self.blank, self.found, self.flags = frame, blank, [], {}
         self.view = View(frame)
 
     def rules(self, rules):
@@ -92,8 +97,8 @@ def _column_findings(found, source, texts, columns, keys, valid, weeks):
     for name, fine in valid.items():
         found.add("high", f"Column '{name}' is not valid JSON", ~fine, f"not JSON: {name}")
         conflicts = np.zeros(len(source), bool)
-        conflicts[conflicting_labels(texts, source[name].fillna(""))["row"]] = True
-        found.add("high", f"The same text has different values of '{name}'", conflicts & (texts.str.strip() != "").to_numpy(), f"contradiction: {name}")
+        conflicts[conflicting_labels(texts, source[name])["row"]] = True
+        found.add("high", f"The same text has different values of '{name}'", conflicts & ~found.blank, f"contradiction: {name}")
         for key in keys[name].itertuples():
             if 0.8 <= key.share < 1 and "." not in key.key: found.add("low", f"Key '{key.key}' of '{name}' is missing in {1 - key.share:.1%} of the objects")
             if ", " in key.types.replace(", null", "").replace("null, ", ""): found.add("low", f"Key '{key.key}' of '{name}' holds values of different types: {key.types}")
@@ -104,7 +109,7 @@ def _label_findings(found, name, labels, texts):
     "Contradictions and balance of one column of labels; those of a JSON column as a whole are told beside it."
     rows = np.zeros(len(texts), bool)
     rows[conflicting_labels(texts, labels)["row"]] = True
-    found.add("high", f"The same text has different labels in '{name}'", rows & (texts.str.strip() != "").to_numpy(), f"contradiction: {name}")
+    found.add("high", f"The same text has different labels in '{name}'", rows & ~found.blank, f"contradiction: {name}")
     counts = labels.value_counts()
     if len(counts) > 1 and counts.iloc[0] >= 10 * counts.iloc[-1]:
         step = {"balance": {"column": name}} if "." not in name else None
@@ -289,11 +294,11 @@ def _check_signals(signals, tokenizer):
         if name not in CHECKS: raise ParameterValueError(explain(f"signals has {name!r}", f"It may hold {', '.join(CHECKS)}", suggest(str(name), CHECKS)))
     return [name for name in CHECKS if (signals is None or name in signals) and (tokenizer or name != "tokens")]
 
-def _measure_texts(texts, wanted, tokenizer, report):
+def _measure_texts(texts, wanted, tokenizer, report, engine):
     "The signals of the texts; what lacks a package is left out, and said."
     notes, groups = [], [name for name in SIGNAL_GROUPS if name in wanted]
     while True:
-        try: return measure_signals(texts, ["lengths", *groups], tokenizer if "tokens" in groups else None, report), notes
+        try: return measure_signals(texts, ["lengths", *groups], tokenizer if "tokens" in groups else None, report, engine), notes
         except MissingDependencyError as error:
             if "language" not in groups: raise
             groups.remove("language")
@@ -311,10 +316,11 @@ def profile(
     max_length_tokens:Annotated[int, Between(1, None)]=512, # Length at which training will cut a text
     encoder:str|None=None,             # Folder of a model2vec or sentence-transformers model for topics; None: words and letters
     seed:int=0,                        # Of the map of topics and of the folds that labels are judged in
+    engine:Literal["local", "ray"]="local", # Where texts are measured: on this machine, or on a Ray cluster that sees the same files
     on_progress=None,                  # Called with (done, total, message)
 ) -> Profile:
     "Measure a dataset and rank what is wrong with it; `MissingColumnError` for a column that is not there."
-    wanted = _check_signals(signals, tokenizer)
+    wanted, engine = _check_signals(signals, tokenizer), load_engine(engine)
     dataset = read_dataset(dataset, text_column=text_column)
     source = dataset.frame
     chosen = list(source) if columns is None else [text_column, *(c for c in require_columns(source, columns, "columns") if c != text_column)]
@@ -322,27 +328,33 @@ def profile(
     report = on_progress or (lambda *state: None)
     ids = source["id"].astype("str") if "id" in source and source["id"].is_unique else pd.Series([f"row {i + 1}" for i in range(len(source))], dtype="str")
     described = describe_columns(source[chosen])
-    chats, turns, texts = _read_chats(source, text_column, described)
-    measured, notes = _measure_texts(texts, wanted, tokenizer, lambda done, total, message="": report(done, 2 * total, message))
-    frame = pd.concat([ids.rename("id"), measured, *chats], axis=1)
-    keys, valid, counts = _open_json(source, described)
-    report(5, 10, "duplicates")
-    near = similarity if "duplicates" in wanted else None
-    pairs, cluster = find_duplicates(ids, texts, near)
-    kind, keep = duplicate_kind(texts, cluster)
-    alone = np.bincount(cluster, minlength=len(frame))[cluster] == 1
-    frame = frame.assign(duplicate=kind, cluster=pd.Series(np.where(alone, "", ids.to_numpy()[cluster]), dtype="str"), keep=keep)
-    overlap, compared = _overlap(source, texts, ids, compare_with, text_column, near)
-    if overlap is not None: frame["overlap"] = pd.Series(overlap, dtype="str")
-    report(6, 10, "labels")
+    keys, valid, counts = _open_json(source, described, engine)
     label, labels = label_values(source, label_column, keys) if "labels" in wanted else (None, None)
-    if label: frame["suspect"] = _suspects(texts, labels, seed, notes if label_column else [], label)
-    report(8, 10, "topics")
-    topics = find_topics(texts, encoder, seed) if "topics" in wanted else None
+    chats, turns, texts = _read_chats(dataset, text_column, described, engine)
+    # What is compiled or solved by a library runs beside what is Python.
+    with ThreadPoolExecutor(1) as beside:
+        topics = beside.submit(find_topics, texts, encoder, seed, engine) if "topics" in wanted else None
+        suspects = beside.submit(_suspects, texts, labels, seed, label, engine) if label else None
+        measured, notes = _measure_texts(texts, wanted, tokenizer, lambda done, total, message="": report(done, 2 * total, message), engine)
+        frame = pd.concat([ids.rename("id"), measured, *chats], axis=1)
+        report(5, 10, "duplicates")
+        near = similarity if "duplicates" in wanted else None
+        pairs, cluster, places = find_duplicates(ids, texts, near, engine)
+        kind, keep = duplicate_kind(texts, cluster)
+        alone = np.bincount(cluster, minlength=len(frame))[cluster] == 1
+        frame = frame.assign(duplicate=kind, cluster=pd.Series(np.where(alone, "", ids.to_numpy()[cluster]), dtype="str"), keep=keep)
+        overlap, compared = _overlap(source, texts, ids, compare_with, text_column, near, places, engine)
+        if overlap is not None: frame["overlap"] = pd.Series(overlap, dtype="str")
+        report(7, 10, "topics")
+        topics = topics.result() if topics else None
+        report(8, 10, "labels")
+        if suspects:
+            frame["suspect"], problem = suspects.result()
+            if problem and label_column: notes.append(problem)
     if topics: frame[["topic", "x", "y"]] = topics.frame[["topic", "x", "y"]]
     times = described["column"][described["kind"] == "time"]
     weeks = count_weeks(source[times.iloc[0]] if len(times) else pd.Series([], dtype="datetime64[us]"))
-    found = _Findings(frame)
+    found = _Findings(frame, blank_rows(text_buffer(texts)))
     found.rules(text_rules(max_length_tokens, similarity, compared))
     if "language" in frame: _language_findings(found, frame["language"])
     if chats: _chat_findings(found, chats[0])
@@ -358,42 +370,36 @@ def profile(
 
 _KEYS = ["column", "key", "types", "share", "distinct", "top"]
 
-def _read_chats(source, text_column, described):
+def _read_chats(dataset, text_column, described, engine):
     "Signals of chats (a list of one frame, or of none), turns by role, and the texts to measure."
-    texts, turns = source[text_column], pd.DataFrame({"role": [], "turns": [], "characters": []})
+    source = dataset.frame
     chats = described["column"][described["kind"] == "chat"].tolist()
-    if not chats: return [], turns, texts
+    if not chats: return [], pd.DataFrame({"role": [], "turns": [], "characters": []}), source[text_column]
     column = text_column if text_column in chats else chats[0]
-    read = [read_chat(cell) for cell in source[column]]
-    if column == text_column: texts = pd.Series([cell if chat is None else chat_text(chat) for chat, cell in zip(read, texts)], dtype="str")
-    said = pd.DataFrame([(turn["role"], len(turn["content"])) for chat in read if chat for turn in chat], columns=["role", "characters"])
-    turns = said.groupby("role", sort=False)["characters"].agg(["size", "mean"]).round(1).reset_index().set_axis(["role", "turns", "characters"], axis=1)
-    return [measure_chats(source[column])[["turns", "roles", "system", "problem"]].reset_index(drop=True)], turns, texts
+    measured, turns, texts = open_chats(source[column], f"{dataset.digest[:24]}-{list(source).index(column)}", engine)
+    return [measured[["turns", "roles", "system", "problem"]]], turns, texts if column == text_column else source[text_column]
 
-def _open_json(source, described):
+def _open_json(source, described, engine):
     "Keys, validity of cells and value counts of the columns of JSON."
     keys, valid, counts = {}, {}, {}
     for name in described["column"][described["kind"] == "json"]:
-        keys[name], valid[name], inside = describe_json(source[name])
+        keys[name], valid[name], inside = describe_json(source[name], engine)
         counts |= {f"{name}.{key}": values for key, values in inside.items()}
     return keys, valid, counts
 
-def _suspects(texts, labels, seed, notes, name):
-    "For each row the label that it probably should have, if that is another one."
-    likely = pd.DataFrame({"row": [], "suggested": []})
-    try: likely = likely_label_errors(texts, labels, seed).query("likely")
-    except ParameterValueError as error: notes.append(f"Labels of '{name}' were not checked against the texts. {error}")
-    return pd.Series(likely["suggested"].to_numpy(), index=likely["row"].to_numpy(), dtype="str").reindex(range(len(texts)), fill_value="")
+def _suspects(texts, labels, seed, name, engine):
+    "For each row the label that it probably should have, if that is another one; and why labels were not checked, if they were not."
+    likely, problem = pd.DataFrame({"row": [], "suggested": []}), None
+    try: likely = likely_label_errors(texts, labels, seed, engine).query("likely")
+    except ParameterValueError as error: problem = f"Labels of '{name}' were not checked against the texts. {error}"
+    return pd.Series(likely["suggested"].to_numpy(), index=likely["row"].to_numpy(), dtype="str").reindex(range(len(texts)), fill_value=""), problem
 
-def _overlap(source, texts, ids, compare_with, text_column, similarity):
+def _overlap(source, texts, ids, compare_with, text_column, similarity, pairs, engine):
     "For each row the same text elsewhere (None: nothing to compare with), and the name of where."
     if compare_with is not None:
         other = read_dataset(compare_with, text_column=text_column)
         names = other.frame["id"].astype("str").tolist() if "id" in other.frame else [f"row {i + 1}" for i in range(len(other))]
-        return find_overlap(texts, other.frame[text_column], names, similarity), other.reference
+        return find_overlap(texts, other.frame[text_column], names, similarity, engine), other.reference
     split = source.get("split")
-    if split is None or not {"train"} < set(split.dropna().astype("str")): return None, ""
-    train = (split.astype("str") == "train").to_numpy()
-    found = np.full(len(source), "", dtype="object")
-    found[~train] = find_overlap(texts[~train], texts[train], ids[train].tolist(), similarity)
-    return found.tolist(), ""
+    if split is None or not {"train"} < set(split.dropna().astype("str").unique()): return None, ""
+    return find_overlap_within(texts, pairs, (split.astype("str") == "train").to_numpy(), ids), ""

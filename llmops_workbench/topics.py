@@ -15,12 +15,13 @@ from dataclasses import dataclass
 import numpy as np
 import pandas as pd
 
-from .embeddings import TextIndex, nearest
-from .text import compiled, hash_spans, text_buffer
+from .embeddings import WordVectors, load_encoder, nearest
+from .engines import load_engine
+from .text import block_edges, compiled, draw_rows, hash_spans, text_buffer
 from .units import words_of
 
 # %% ../nbs/09_topics.ipynb #b4c3990d
-_NEIGHBOURS, _EPOCHS, _LAID_OUT = 15, 150, 20_000
+_NEIGHBOURS, _EPOCHS = 15, 150
 _A = 1.6  # the curve of attraction, 1 / (1 + A d²), for points that may come as near as 0.1; UMAP's power of 0.895 costs twice the time and names the same topics
 
 def _ties(vectors):
@@ -94,24 +95,13 @@ def map_texts(
     if not len(filled): return places
     # Copies of a text lie where it lies.
     distinct, codes = np.unique(vectors[filled], axis=0, return_inverse=True)
-    chosen = np.arange(len(distinct))
-    if len(distinct) > _LAID_OUT: chosen = np.sort(np.random.default_rng(seed).choice(len(distinct), _LAID_OUT, replace=False))
-    laid = _lay_out(distinct[chosen], seed)
-    own = np.empty((len(distinct), 2))
-    own[chosen] = laid
-    rest = np.setdiff1d(np.arange(len(distinct)), chosen)
-    if len(rest):
-        rows, cosines = nearest(distinct[rest], distinct[chosen], 5)
-        weights = np.maximum(cosines.astype("float64"), 1e-6)**4
-        own[rest] = (laid[rows] * weights[..., None]).sum(axis=1) / weights.sum(axis=1, keepdims=True)
-    places[filled] = own[codes.ravel()]
+    places[filled] = _lay_out(distinct, seed)[codes.ravel()]
     return places
 
 # %% ../nbs/09_topics.ipynb #17e7c9ec
 def cluster_places(
     places:np.ndarray,  # (rows, 2), NaN without a place
     least:int|None=None, # Texts that make a topic; None: one in two hundred, 8 at least
-    seed:int=0,
 ) -> np.ndarray:        # Number of each row's region, -1 without a place; the largest is 0
     "Dense regions of a map; one region if there is nothing to tell apart."
     from scipy.spatial import cKDTree
@@ -121,9 +111,8 @@ def cluster_places(
     if len(filled) < 2 * least:
         labels[filled] = 0
         return labels
-    chosen = filled if len(filled) <= _LAID_OUT else np.sort(np.random.default_rng(seed).choice(filled, _LAID_OUT, replace=False))
-    found = HDBSCAN(min_cluster_size=max(2, least * len(chosen) // len(filled)), min_samples=5, copy=True).fit_predict(places[chosen])
-    sure = chosen[found >= 0]
+    found = HDBSCAN(min_cluster_size=least, min_samples=5, copy=True).fit_predict(places[filled])
+    sure = filled[found >= 0]
     if not len(sure):
         labels[filled] = 0
         return labels
@@ -180,18 +169,52 @@ class Topics:
     "Where texts lie and what lies together."
     frame:pd.DataFrame  # topic ("" without a place), x, y (float32) of each text
     topics:pd.DataFrame # topic, rows, words; the largest first
-    index:TextIndex     # To search the same texts by likeness
+
+_LAID_OUT, _ANCHORS = 20_000, 5000  # Texts that make the map, and those of them that others are placed by
+
+def _encode(texts, encode):
+    "Vectors; the same text is encoded once."
+    codes, distinct = pd.factorize(texts)
+    return encode(pd.Series(distinct))[codes] if len(distinct) else np.zeros((0, 1), "float32")
+
+def _place_block(given, learnt):
+    "Places and regions of texts beside those that made the map."
+    buffer, rows = given
+    encoder, anchors, laid, regions = learnt
+    vectors = _encode(buffer.take(rows).series(), load_encoder(encoder) if isinstance(encoder, str) else encoder)
+    near, cosines = nearest(vectors, anchors, 5)
+    weights = np.maximum(cosines.astype("float64"), 1e-6)**4
+    places = (laid[near] * weights[..., None]).sum(axis=1) / weights.sum(axis=1, keepdims=True)
+    nowhere = ~np.any(vectors != 0, axis=1)
+    return np.where(nowhere[:, None], np.nan, places).astype("float32"), np.where(nowhere, -1, regions[near[:, 0]])
 
 def find_topics(
     texts,          # Series or list of texts
     encoder=None,   # As in `embeddings.load_encoder`; None: by words
     seed:int=0,
+    engine="local", # Where texts beyond the first twenty thousand are placed: a name from `engines.ENGINES`, or an engine
 ) -> Topics:
     "Map, regions and names in one go; errors as `load_encoder`."
-    index = TextIndex(texts, encoder, seed)
-    places = map_texts(index.vectors, seed)
-    labels = cluster_places(places, seed=seed)
-    named = name_clusters(texts, labels)
+    buffer = text_buffer(texts)
+    chosen = draw_rows(buffer, _LAID_OUT, seed)
+    learnt = (buffer if len(chosen) == len(buffer) else buffer.take(chosen)).series()
+    encode = load_encoder(encoder) if encoder is not None else WordVectors(learnt, seed=seed)
+    vectors, places, labels = _encode(learnt, encode), np.full((len(buffer), 2), np.nan, "float32"), np.full(len(buffer), -1)
+    places[chosen] = map_texts(vectors, seed)
+    labels[chosen] = cluster_places(places[chosen])
+    named = name_clusters(learnt, labels[chosen])
+    filled = np.flatnonzero(labels[chosen] >= 0)
+    if len(chosen) < len(buffer) and len(filled):
+        anchors = np.sort(np.random.default_rng(seed).choice(filled, min(_ANCHORS, len(filled)), replace=False))
+        rest, edges = np.setdiff1d(np.arange(len(buffer)), chosen), block_edges(buffer.offsets)
+        parts = [rest[np.searchsorted(rest, a):np.searchsorted(rest, b)] for a, b in zip(edges, edges[1:])]
+        found = load_engine(engine).map(_place_block, [(buffer.rows(a, b), part - a) for a, b, part in zip(edges, edges[1:], parts)],
+                                        (str(encoder) if encoder is not None and not callable(encoder) else encode, vectors[anchors], places[chosen][anchors], labels[chosen][anchors]))
+        for part, (where, regions) in zip(parts, found): places[part], labels[part] = where, regions
+        # The largest first, now that all are counted.
+        sizes = np.bincount(labels[labels >= 0], minlength=len(named))
+        order = np.argsort(-sizes, kind="stable")
+        labels = np.where(labels >= 0, np.argsort(order)[labels], -1)
+        named = named.iloc[order].assign(rows=sizes[order]).reset_index(drop=True)
     names = np.array([*named["topic"], ""], dtype="object")
-    frame = pd.DataFrame({"topic": pd.Series(names[labels], dtype="str"), "x": places[:, 0], "y": places[:, 1]})
-    return Topics(frame, named.drop(columns="label"), index)
+    return Topics(pd.DataFrame({"topic": pd.Series(names[labels], dtype="str"), "x": places[:, 0], "y": places[:, 1]}), named.drop(columns="label"))

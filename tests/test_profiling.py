@@ -37,7 +37,7 @@ def found(helpdesk):
 def judge(frame, truth, similarity=None):
     "Precision and recall of exact pairs and of near pairs; near means in one cluster with the row it was made from."
     options = {} if similarity is None else {"similarity": similarity}
-    pairs, cluster = find_duplicates(frame["id"].tolist(), frame["text"], **options)
+    pairs, cluster, _ = find_duplicates(frame["id"].tolist(), frame["text"], **options)
     place = {name: i for i, name in enumerate(frame["id"])}
     at = lambda names: np.array([place[n] for n in names], "int64")
     copies, near = truth[truth["duplicate_of"] != ""], truth[truth["near_duplicate_of"] != ""]
@@ -71,7 +71,7 @@ def test_the_threshold_trades_recall_for_precision(helpdesk):
 
 def test_clean_rows_have_hardly_any_duplicates():
     frame, truth = generate_helpdesk(n_rows=2000, seed=5, trouble=0)
-    pairs, _ = find_duplicates(frame["id"].tolist(), frame["text"])
+    pairs, _, _ = find_duplicates(frame["id"].tolist(), frame["text"])
     assert (truth["near_duplicate_of"] == "").all() and len(pairs) <= 20
 
 
@@ -326,7 +326,7 @@ def test_result_is_the_same_again_and_small(helpdesk, found):
 
 def test_signature_freezes():
     declared = parameters_of(profile)
-    assert list(declared) == ["dataset", "text_column", "tokenizer", "columns", "signals", "label_column", "compare_with", "similarity", "max_length_tokens", "encoder", "seed"]
+    assert list(declared) == ["dataset", "text_column", "tokenizer", "columns", "signals", "label_column", "compare_with", "similarity", "max_length_tokens", "encoder", "seed", "engine"]
     assert "dataset" in parameters_cell(profile) and "tasks" in parameters_cell(prepare)
 
 

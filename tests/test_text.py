@@ -10,7 +10,7 @@ import pytest
 
 from llmops_workbench import duplicates, text
 from llmops_workbench.counts import count_texts
-from llmops_workbench.duplicates import clusters, exact_duplicates, near_duplicates, repetition, shingles, word_hashes
+from llmops_workbench.duplicates import clusters, exact_duplicates, near_duplicates, shingles, word_hashes
 from llmops_workbench.text import mend_encoding, text_buffer
 
 
@@ -93,10 +93,9 @@ def python_shingles(t, n):
 
 
 @pytest.mark.parametrize("n", [1, 2, 3])
-def test_repetition_equals_python(engine, n):
+def test_shingles_equal_python(engine, n):
     texts = random_texts(1500, alphabet="a b ") + LANGUAGES
     lists = [python_shingles(t, n) for t in texts]
-    assert np.allclose(repetition(text_buffer(texts), n), [1 - len(set(s)) / len(s) if s else 0 for s in lists])
     hashes, edges, totals = shingles(text_buffer(texts), n)
     assert totals.tolist() == [len(s) for s in lists] and np.diff(edges).tolist() == [len(set(s)) for s in lists]
 
@@ -142,7 +141,7 @@ def test_numba_and_numpy_agree_to_the_last_bit(monkeypatch):
         buffer = text_buffer(texts)
         hashes, edges, totals = shingles(buffer, 2)
         results.append([*word_hashes(buffer), hashes, edges, totals, duplicates.signatures(hashes, edges), exact_duplicates(buffer),
-                        repetition(buffer), near_duplicates(buffer).to_numpy()])
+                        near_duplicates(buffer).to_numpy()])
     for a, b in zip(*results):
         assert a.dtype == b.dtype and np.array_equal(a, b)
 
@@ -165,7 +164,7 @@ def test_copies_of_a_form_letter_are_one_cluster_and_few_pairs(monkeypatch):
 def test_one_long_text():
     long = text_buffer(["word " * 200_000, "x" * 1_000_000, "short"])
     assert count_texts(long).words.tolist() == [200_000, 1, 1]
-    assert repetition(long)[0] > 0.99 and len(near_duplicates(long)) == 0
+    assert len(near_duplicates(long)) == 0
 
 
 def test_clusters_are_chains():

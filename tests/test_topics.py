@@ -9,6 +9,7 @@ import pytest
 from llmops_workbench.embeddings import TextIndex, Vocabulary, load_encoder, nearest
 from llmops_workbench.errors import ModelNotFoundError
 from llmops_workbench.helpdesk import generate_helpdesk
+from llmops_workbench.text import draw_rows, text_buffer
 from llmops_workbench.topics import cluster_places, find_topics, map_texts, name_clusters
 
 
@@ -44,13 +45,15 @@ def test_near_duplicates_are_neighbours(helpdesk, found):
     place = {name: i for i, name in enumerate(frame["id"])}
     pairs = [(place[i], place[o]) for i, o in zip(truth["id"], truth["near_duplicate_of"]) if o]
     assert len(pairs) >= 60
-    assert np.mean([o in found.index.neighbours(i, 5)["row"].tolist() for i, o in pairs]) >= 0.95
+    index = TextIndex(frame["text"])
+    assert np.mean([o in index.neighbours(i, 5)["row"].tolist() for i, o in pairs]) >= 0.95
 
 
-def test_the_map_keeps_neighbours(found):
+def test_the_map_keeps_neighbours(helpdesk, found):
     "Of the fifteen nearest of a text, many more than by chance are among its fifty nearest on the map."
     rows = np.arange(0, 3000, 10)
-    near = nearest(found.index.vectors[rows], found.index.vectors, 16)[0][:, 1:]
+    vectors = TextIndex(helpdesk[0]["text"]).vectors
+    near = nearest(vectors[rows], vectors, 16)[0][:, 1:]
     places = found.frame[["x", "y"]].to_numpy()
     kept = [len(set(a) & set(np.argsort(((places - places[r])**2).sum(axis=1))[1:51])) / 15 for r, a in zip(rows, near)]
     assert np.mean(kept) >= 0.3, "chance would keep 1.7 %"
@@ -164,3 +167,20 @@ def test_nothing_is_downloaded(encoder):
 def test_regions_without_words_are_named():
     named = name_clusters(["1 2 3", "4 5 6", "…", "!!"], np.array([0, 0, 1, 1]))
     assert named["topic"].is_unique and (named["topic"] != "").all()
+
+
+def test_texts_beyond_those_that_make_the_map_are_placed_by_them(helpdesk, monkeypatch):
+    "Half of the tickets make the map: nearly all others of the same intent and language lie in the regions that these fill."
+    from llmops_workbench import topics
+    texts = helpdesk[0]["text"]
+    monkeypatch.setattr(topics, "_LAID_OUT", 1500)
+    some = find_topics(texts)
+    assert some.topics["rows"].sum() == len(texts) and some.topics["rows"].is_monotonic_decreasing
+    assert some.frame["topic"].value_counts().reindex(some.topics["topic"]).tolist() == some.topics["rows"].tolist()
+    chosen = draw_rows(text_buffer(texts), 1500)
+    rest = np.setdiff1d(np.arange(len(texts)), chosen)
+    vectors = TextIndex(texts[chosen].reset_index(drop=True)).encode(texts)
+    near = chosen[nearest(vectors[rest], vectors[chosen], 1)[0][:, 0]]
+    same = (some.frame["topic"].to_numpy()[rest] == some.frame["topic"].to_numpy()[near]).mean()
+    assert same == 1
+    pd.testing.assert_frame_equal(some.frame, find_topics(texts).frame)
