@@ -160,19 +160,18 @@ def frame_of(
             if at not in bad and (flaw := _flaw(value, name)): bad[at] = (numbers[at], name, flaw)
     if bad: columns = {name: [v for at, v in enumerate(values) if at not in bad] for name, values in columns.items()}
     index = pd.Index([n for at, n in enumerate(numbers) if at not in bad], dtype="int64")
-    frame = pd.DataFrame({name: column_of(values, name, notes, index) for name, values in columns.items()}, index=index)
-    if times:
-        for name in frame:
-            if frame[name].dtype == "str" and name not in keep_text: frame[name] = type_cells(frame[name], times_only=True)
-    return frame, sorted(bad.values()), notes
+    made = {name: column_of(values, name, notes, index) for name, values in columns.items()}
+    if times: made = {name: type_cells(c, times_only=True) if c.dtype == "str" and name not in keep_text else c for name, c in made.items()}
+    return pd.DataFrame(made, index=index), sorted(bad.values()), notes
 
 # %% ../nbs/03_cells.ipynb #8acb45cd
 def _tidy(series, name, notes):
     dtype = series.dtype
     if isinstance(dtype, pd.CategoricalDtype):
-        # Whole numbers with gaps stay whole numbers.
         whole = {"i": "Int64", "u": "UInt64"}.get(dtype.categories.dtype.kind)
-        return _tidy(series.astype(whole or dtype.categories.dtype), name, notes)
+        if not whole: return _tidy(series.astype(dtype.categories.dtype), name, notes)
+        # pandas goes by way of floats where there are gaps.
+        return _tidy(pd.Series(pd.array(dtype.categories, dtype=whole).take(series.cat.codes, allow_fill=True), index=series.index), name, notes)
     if isinstance(dtype, pd.DatetimeTZDtype):
         notes.append(f"Times in '{name}' were brought to UTC")
         return _microseconds(series.dt.tz_convert("UTC").dt.tz_localize(None))

@@ -109,11 +109,9 @@ def read_csv(
     if not kept: raise SourceFormatError(explain(f"None of the {number} rows of '{source}' fits its header of {len(names)} columns",
         f"The separator was taken to be a {_SEPARATORS.get(separator, repr(separator))}", "Mend the header, or read it in Python with read_dataset(FILE, separator=...)"))
     # str.maketrans and friends would be no faster: the transpose is the whole cost.
-    columns = zip(*kept)
-    frame = pd.DataFrame({name: pd.Series(cells, index=pd.Index(numbers, dtype="int64"), dtype="str") for name, cells in zip(names, columns)})
-    for name in frame:
-        if name not in keep_text: frame[name] = type_cells(frame[name])
-    return frame, rejected, notes
+    index = pd.Index(numbers, dtype="int64")
+    columns = ((name, pd.Series(cells, index=index, dtype="str")) for name, cells in zip(names, zip(*kept)))
+    return pd.DataFrame({name: cells if name in keep_text else type_cells(cells) for name, cells in columns}), rejected, notes
 
 # %% ../nbs/03_readers.ipynb #5c411d41
 def _finite(digits):
@@ -197,6 +195,32 @@ def check_expansion(
             f"Up to {EXPANSION_RATIO} times its size is opened", "If you trust the file, open it yourself and pass the frame"))
 
 # %% ../nbs/03_readers.ipynb #8e6365a3
+def _leaves(array):
+    "The arrays inside lists and structs."
+    import pyarrow as pa
+    if pa.types.is_struct(array.type): return [leaf for part in array.flatten() for leaf in _leaves(part)]
+    if pa.types.is_map(array.type): return [*_leaves(array.keys), *_leaves(array.items)]
+    return _leaves(array.flatten()) if pa.types.is_nested(array.type) else [array]
+
+def _check_texts(path, meta):
+    "Refuse a Parquet file whose texts, each stored once, are too many when written out."
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    limit = max(EXPANSION_LIMIT, EXPANSION_RATIO * path.stat().st_size)
+    chunks = [[c for c in map(meta.row_group(i).column, range(meta.num_columns)) if c.physical_type == "BYTE_ARRAY"] for i in range(meta.num_row_groups)]
+    names = sorted({c.path_in_schema for group in chunks for c in group if c.num_values * c.total_uncompressed_size > limit})
+    if not names: return
+    def lengths(file, n_rows, group):
+        for batch in file.iter_batches(n_rows, row_groups=[group], columns=names):
+            yield [(pc.binary_length(leaf.dictionary), leaf.indices) for column in batch.columns for leaf in _leaves(column) if hasattr(leaf, "dictionary")]
+    with pq.ParquetFile(path, read_dictionary=names) as file:
+        # With the first row comes all that is stored once; no text is longer than the longest of it, unless it was stored itself.
+        most = [max((pc.max(sizes).as_py() or 0 for sizes, _ in next(lengths(file, 1, i), ())), default=0) for i in range(meta.num_row_groups)]
+        if sum(longest * c.num_values for longest, group in zip(most, chunks) for c in group) <= limit: return
+        asked = 0
+        for group in range(meta.num_row_groups):
+            for texts in lengths(file, 1024, group): check_expansion(asked := asked + sum(pc.sum(sizes.take(at)).as_py() or 0 for sizes, at in texts), path)
+
 def read_parquet(
     path:Path,  # The file
 ) -> tuple:     # frame, rejected, notes
@@ -209,6 +233,7 @@ def read_parquet(
             stored = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
             # Runs of one value take no room in the file and all of it in memory.
             check_expansion(max(stored, 8 * meta.num_rows * meta.num_columns), path)
+            _check_texts(path, meta)
             table = file.read()
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, SourceFormatError): raise
