@@ -101,6 +101,7 @@ Modules:
 - `llmops_workbench.widgets.reader`: One row, to be read: as a chat, as JSON, with personal data marked, or beside another
 - `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
+- `llmops_workbench.writers`: Rows into a file: read back equal, or safe to open in a spreadsheet
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 
 __version__ = "0.1.0"
@@ -114,6 +115,7 @@ _PUBLIC = {
     "load_settings": "settings",
     "read_dataset": "datasets",
     "Dataset": "datasets",
+    "write_dataset": "writers",
     "open_store": "store",
     "start_job": "jobs",
     "attach_job": "jobs",

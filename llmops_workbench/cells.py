@@ -11,6 +11,7 @@ with notes on what was kept in another form."""
 __all__ = ['check_header', 'type_cells', 'json_text', 'column_of', 'frame_of', 'tidy_frame', 'from_arrow']
 
 # %% ../nbs/03_cells.ipynb #b69d6a30
+import datetime
 import json
 import math
 from collections import Counter
@@ -22,6 +23,16 @@ import pandas as pd
 from .errors import SourceFormatError, explain
 
 # %% ../nbs/03_cells.ipynb #2c5985e3
+def _encodable(text):
+    try: text.encode()
+    except UnicodeEncodeError: return False
+    return True
+
+def _check_names(names, source):
+    odd = [n for n in names if not n.isascii() and not _encodable(n)]
+    if odd: raise SourceFormatError(explain(f"'{source}' has a column called {odd[0]!a}, with half of a surrogate pair, which is not valid Unicode", "",
+                                            "Give it another name"))
+
 def check_header(
     names,       # What stands in the header
     source:str,  # What to call its place in a message
@@ -31,6 +42,7 @@ def check_header(
     notes = [f"Column {i} has no name in the header: called 'column_{i}'" for i, n in enumerate(names, 1) if not n]
     names = [n or f"column_{i}" for i, n in enumerate(names, 1)]
     twice = [n for n, count in Counter(names).items() if count > 1]
+    _check_names(names, source)
     if twice: raise SourceFormatError(explain(f"'{source}' has more than one column called {', '.join(map(repr, twice))}",
                                               "Each column needs a name of its own", "Rename them in the first row"))
     return names, notes
@@ -74,16 +86,31 @@ def json_text(value) -> str:
     def plain(other):
         if isinstance(other, np.ndarray): return other.tolist()
         if isinstance(other, np.generic): return other.item()
-        if isinstance(other, (bytes, bytearray, memoryview)): raise SourceFormatError("bytes")
+        if isinstance(other, _BYTES): raise SourceFormatError("bytes")
         return str(other)
     return json.dumps(value, ensure_ascii=False, default=plain)
 
-def _encodable(text):
-    try: text.encode()
-    except UnicodeEncodeError: return False
-    return True
+_NESTED, _BYTES = (dict, list, tuple, np.ndarray), (bytes, bytearray, memoryview)
+
+def _flaw(value, name):
+    "Why a value cannot be kept, in words; nothing if it can."
+    try: text = value if isinstance(value, str) else json_text(value) if isinstance(value, (*_NESTED, int)) else str(value)
+    except SourceFormatError: raise _holds_bytes(name) from None
+    except RecursionError: return "an object that is nested too deeply"
+    except (TypeError, ValueError) as error: return f"a value without a form in JSON: {error}"
+    return "" if text.isascii() or _encodable(text) else "half of a surrogate pair, which is not valid Unicode"
+
+def _holds_bytes(name): return SourceFormatError(explain(f"Column '{name}' holds bytes", "Text, numbers, truth values, times and JSON can be kept exactly",
+                                                         "Leave that column out before reading"))
 
 # %% ../nbs/03_cells.ipynb #c03ed077
+def _microseconds(times):
+    "One unit for all times; nanoseconds stay where there are any."
+    try: micro = times.astype("datetime64[us]")
+    except pd.errors.OutOfBoundsDatetime: raise SourceFormatError(explain(f"Column '{times.name}' holds a time beyond the year 294,000", "",
+                                                                          "Mend it where it was written")) from None
+    return micro if (micro.isna() | (micro == times)).all() else times
+
 def column_of(
     values:list,     # Python values, None where missing
     name:str,        # The column's name, for the notes
@@ -91,21 +118,22 @@ def column_of(
     index=None,      # Index of the result
 ) -> pd.Series:      # str, int64, Int64, float64, bool, boolean or datetime64
     "One column of one type from values of any; `SourceFormatError` for bytes, which no text can carry."
-    import datetime
+    def same(v):
+        try: return float(v) == v
+        except OverflowError: return False
     kinds, missing = {type(v) for v in values if v is not None}, any(v is None for v in values)
     series = lambda dtype, values=values: pd.Series(values, index=index, dtype=dtype)
     if kinds <= {str}: return series("str")
     if kinds == {bool}: return series("boolean" if missing else "bool")
     if kinds <= {int} and all(-2**63 <= v < 2**63 for v in values if v is not None): return series("Int64" if missing else "int64")
-    if kinds <= {int, float} and float in kinds and all(v is None or float(v) == v for v in values): return series("float64")
+    if kinds <= {int, float} and float in kinds and all(v is None or same(v) for v in values): return series("float64")
     if kinds <= {float}: return series("float64")
     if kinds <= {datetime.datetime, datetime.date, pd.Timestamp}:
-        if not any(getattr(v, "tzinfo", None) for v in values if v is not None): return pd.to_datetime(series("object"))
+        if not any(getattr(v, "tzinfo", None) for v in values if v is not None): return _microseconds(pd.to_datetime(series("object")))
         notes.append(f"Times in '{name}' were brought to UTC")
-        return pd.to_datetime(series("object"), utc=True).dt.tz_localize(None)
-    if kinds & {bytes, bytearray, memoryview}: raise SourceFormatError(explain(f"Column '{name}' holds bytes", 
-        "Text, numbers, truth values, times and JSON can be kept exactly", "Leave that column out before reading"))
-    nested = kinds & {dict, list, tuple, np.ndarray}
+        return _microseconds(pd.to_datetime(series("object"), utc=True).dt.tz_localize(None))
+    if kinds & {*_BYTES}: raise _holds_bytes(name)
+    nested = kinds & {*_NESTED}
     notes.append(f"Column '{name}' " + ("holds objects or lists, kept as JSON text" if nested else
                  f"mixes {', '.join(sorted(k.__name__ for k in kinds))}: kept as text" if len(kinds) > 1 else
                  f"holds {kinds.pop().__name__} values, kept as text"))
@@ -113,6 +141,8 @@ def column_of(
                           for v in values])
 
 # %% ../nbs/03_cells.ipynb #f0143103
+_PLAIN = {type(None), bool, float, datetime.date, datetime.datetime, pd.Timestamp}
+
 def frame_of(
     columns:dict,     # Column name -> list of values, None where missing
     numbers:list,     # Row number in the source of each row
@@ -120,29 +150,28 @@ def frame_of(
     keep_text:tuple=(), # Columns that stay text, letter for letter
 ) -> tuple:           # frame, rejected, notes
     "Columns of values as one frame indexed by source row; rows that cannot be encoded are rejected."
-    rejected, notes, bad = [], [], set()
+    notes, bad = [], {}
+    _check_names(columns, "the data")
     for name, values in columns.items():
+        if {*map(type, values)} <= _PLAIN: continue
         for at, value in enumerate(values):
-            if isinstance(value, str) and not value.isascii() and not _encodable(value) or isinstance(value, (dict, list)) and not _encodable(
-                    json_text(value)):
-                bad.add(at); rejected.append((numbers[at], name, "half of a surrogate pair, which is not valid Unicode"))
+            # Nearly every value is plain text, and a million calls would be felt.
+            if isinstance(value, str) and value.isascii() or type(value) in _PLAIN or type(value) is int and value.bit_length() < 64 or isinstance(value, _BYTES): continue
+            if at not in bad and (flaw := _flaw(value, name)): bad[at] = (numbers[at], name, flaw)
     if bad: columns = {name: [v for at, v in enumerate(values) if at not in bad] for name, values in columns.items()}
     index = pd.Index([n for at, n in enumerate(numbers) if at not in bad], dtype="int64")
-    frame = pd.DataFrame({name: column_of(values, name, notes, index) for name, values in columns.items()}, index=index)
-    if times:
-        for name in frame:
-            if frame[name].dtype == "str" and name not in keep_text: frame[name] = type_cells(frame[name], times_only=True)
-    return frame, rejected, notes
+    made = {name: column_of(values, name, notes, index) for name, values in columns.items()}
+    if times: made = {name: type_cells(c, times_only=True) if c.dtype == "str" and name not in keep_text else c for name, c in made.items()}
+    return pd.DataFrame(made, index=index), sorted(bad.values()), notes
 
 # %% ../nbs/03_cells.ipynb #8acb45cd
-def _microseconds(times):
-    "One unit for all times; nanoseconds stay where there are any."
-    micro = times.astype("datetime64[us]")
-    return micro if (micro.isna() | (micro == times)).all() else times
-
 def _tidy(series, name, notes):
     dtype = series.dtype
-    if isinstance(dtype, pd.CategoricalDtype): return _tidy(series.astype(dtype.categories.dtype), name, notes)
+    if isinstance(dtype, pd.CategoricalDtype):
+        whole = {"i": "Int64", "u": "UInt64"}.get(dtype.categories.dtype.kind)
+        if not whole: return _tidy(series.astype(dtype.categories.dtype), name, notes)
+        # pandas goes by way of floats where there are gaps.
+        return _tidy(pd.Series(pd.array(dtype.categories, dtype=whole).take(series.cat.codes, allow_fill=True), index=series.index), name, notes)
     if isinstance(dtype, pd.DatetimeTZDtype):
         notes.append(f"Times in '{name}' were brought to UTC")
         return _microseconds(series.dt.tz_convert("UTC").dt.tz_localize(None))
@@ -155,23 +184,46 @@ def _tidy(series, name, notes):
     if pd.api.types.is_datetime64_dtype(dtype): return _microseconds(series)
     return None
 
+def _item(value):
+    "A Python value; None where there is none. What numpy makes of a nanosecond is a number."
+    if isinstance(value, (np.datetime64, np.timedelta64)): value = (pd.Timestamp if isinstance(value, np.datetime64) else pd.Timedelta)(value)
+    if value is pd.NaT or value is pd.NA or isinstance(value, float) and value != value: return None
+    return value.item() if isinstance(value, np.generic) else value
+
 def tidy_frame(
     frame:pd.DataFrame, # Any frame
 ) -> tuple:             # frame, rejected, notes
     "A frame with the workbench's few types, indexed by row number from 1; a named index becomes a column."
     if isinstance(frame.columns, pd.MultiIndex): raise SourceFormatError(explain("The frame's columns have several levels", "One level is needed",
                                                                                  "Flatten them first"))
-    if any(name is not None for name in frame.index.names): frame = frame.reset_index()
+    named = [name for name in frame.index.names if name is not None]
+    twice = [name for name in named if name in frame.columns]
+    if twice: raise SourceFormatError(explain(f"The frame's index is called {twice[0]!r}, and so is one of its columns", "A named index becomes a column",
+                                              "Call frame.reset_index(drop=True) first"))
+    if named: frame = frame.reset_index()
     names, notes = check_header(list(frame.columns), "the frame")
     frame = frame.set_axis(names, axis=1).set_axis(pd.RangeIndex(1, len(frame) + 1), axis=0)
     done = {name: _tidy(frame[name], name, notes) for name in names}
-    rest = {name: [None if v is pd.NaT or v is pd.NA or isinstance(v, float) and v != v else v.item() if isinstance(v, np.generic) else v
-                   for v in frame[name]] for name in names if done[name] is None}
+    rest = {name: [_item(v) for v in frame[name]] for name in names if done[name] is None}
     objects, rejected, more = frame_of(rest, list(frame.index)) if rest else (None, [], [])
     if rejected: done = {n: None if s is None else s.loc[objects.index] for n, s in done.items()}
     return pd.DataFrame({n: objects[n] if s is None else s for n, s in done.items()}), rejected, notes + more
 
 # %% ../nbs/03_cells.ipynb #a48af0aa
+def _from_arrow(column):
+    "A column of Arrow as pandas has it, or as Python values."
+    import pyarrow as pa
+    # Arrow takes the word of whoever wrote the bytes.
+    column.validate(full=True)
+    if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
+    kind = column.type
+    if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
+        # Without this a gap would turn whole numbers into floats, and 2**53 + 1 into 2**53.
+        return column.to_pandas(types_mapper=lambda t: pd.Int64Dtype() if t == pa.int64() else pd.UInt64Dtype() if t == pa.uint64()
+            else pd.BooleanDtype() if t == pa.bool_() else pd.Int64Dtype() if pa.types.is_integer(t) else None)
+    if pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind): return column.to_pandas()
+    return pd.Series(column.to_pylist(), dtype="object")
+
 def from_arrow(
     table, # pyarrow.Table
 ) -> tuple: # frame, rejected, notes
@@ -180,17 +232,8 @@ def from_arrow(
     names, _ = check_header(table.column_names, "the table")
     columns = {}
     for name, column in zip(names, table.columns):
-        if pa.types.is_dictionary(column.type): column = column.cast(column.type.value_type)
-        kind = column.type
-        if pa.types.is_integer(kind) or pa.types.is_boolean(kind):
-            # Without this a gap would turn whole numbers into floats, and 2**53 + 1 into 2**53.
-            columns[name] = column.to_pandas(types_mapper=lambda t: pd.Int64Dtype() if t == pa.int64() else pd.UInt64Dtype() if t == pa.uint64()
-                else pd.BooleanDtype() if t == pa.bool_() else pd.Int64Dtype() if pa.types.is_integer(t) else None)
-        elif pa.types.is_string(kind) or pa.types.is_large_string(kind) or pa.types.is_floating(kind) or pa.types.is_timestamp(kind):
-            # Arrow takes the word of whoever wrote the bytes.
-            try: column.validate(full=True)
-            except pa.ArrowInvalid: raise SourceFormatError(explain(f"Column '{name}' holds bytes that are not UTF-8", "",
-                                                                    "Mend it where it was written")) from None
-            columns[name] = column.to_pandas()
-        else: columns[name] = pd.Series(column.to_pylist(), dtype="object")
+        try: columns[name] = _from_arrow(column)
+        except (pa.ArrowException, ValueError, LookupError, OverflowError) as error:
+            problem = "bytes that are not UTF-8" if "UTF8" in str(error) or isinstance(error, UnicodeError) else f"what has no form in Python: {str(error)[:120]}"
+            raise SourceFormatError(explain(f"Column '{name}' ({column.type}) holds {problem}", "", "Mend it where it was written, or leave that column out")) from None
     return tidy_frame(pd.DataFrame(columns, index=pd.RangeIndex(table.num_rows)))

@@ -27,7 +27,7 @@ from .cells import from_arrow, tidy_frame
 from .errors import (MissingColumnError, ParameterValueError, SourceFormatError, SourceNotFoundError, WorkspaceError,
                                      explain, suggest)
 from .mapped import utf8_column
-from .readers import FORMATS, read_path
+from .readers import FORMATS, ending_of, read_path
 from .settings import Settings, load_settings, workspace_dir, write_atomically
 from .shards import read_shards, shard_paths
 
@@ -252,13 +252,15 @@ def _resolve(source, settings):
     names = sorted({name for name, _, _ in _snapshots(settings)})
     if bare and ("@" in text or text in names): return load_snapshot(text, settings)
     near = path.parent if path.parent.is_dir() else None
-    beside = [p.name for p in sorted(near.iterdir()) if p.suffix.lower() in FORMATS] if near else []
+    beside = [p.name for p in sorted(near.iterdir()) if ending_of(p) in FORMATS] if near else []
     raise SourceNotFoundError(explain(f"There is no file or dataset '{text}'",
         f"Samples: {', '.join(SAMPLES)}. Snapshots: {', '.join(names[:10]) or 'none yet'}" +
         (f". Files in {near.resolve()}: {', '.join(beside[:5])}" if beside else ""), suggest(path.name, [*SAMPLES, *names, *beside]) or
         "Check the path, or pass one of these names"))
 
 # %% ../nbs/03_datasets.ipynb #d3c81bf5
+def _stem(path): return path.name[:len(path.name) - len(ending_of(path))]
+
 def _as_text(frame, columns, more, rejected):
     "Make columns text; a row with a gap in one that must have none is rejected."
     for column in [*columns, *more]:
@@ -300,7 +302,7 @@ def read_dataset(
     if dataset: read = dataset.frame.set_axis(range(1, len(dataset) + 1)), list(dataset.rejected.itertuples(index=False, name=None)), dataset.notes
     elif isinstance(source, Path): read = read_path(source, encoding, separator, sheet, (*columns, *keep_text))
     else: read = _from_object(source)
-    name = _check_name(name or (dataset.name if dataset else _plain_name(source.resolve().stem) if isinstance(source, Path) else "frame"))
+    name = _check_name(name or (dataset.name if dataset else _plain_name(_stem(source.resolve())) if isinstance(source, Path) else "frame"))
     frame, rejected, notes = read
     require_columns(frame, columns, "text_column", given)
     for column in keep_text: require_columns(frame, column, f"{{{column}}} in a template, or keep_text", given)

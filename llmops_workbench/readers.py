@@ -1,6 +1,6 @@
 """Files in, frames out, and an account of every row that did not make it
 
-How the workbench reads what people have: CSV, JSON, JSONL, Parquet, Excel and a folder of text files. Each reader returns `(frame, rejected, notes)`: the frame's index is the row number in the source, `rejected` has one `(row, column, reason)` for each
+How the workbench reads what people have: CSV, JSON, JSONL, Parquet, Excel the text formats also as `.gz`, and a folder of text files. Each reader returns `(frame, rejected, notes)`: the frame's index is the row number in the source, `rejected` has one `(row, column, reason)` for each
 row left out, `notes` says in words what was kept in another form. Bytes are decoded strictly, broken
 rows are counted instead of guessed at, and a compressed file is asked for its size before it is opened. What a cell becomes is the
 business of `cells`."""
@@ -9,14 +9,17 @@ business of `cells`."""
 
 # %% auto #0
 __all__ = ['EXPANSION_LIMIT', 'EXPANSION_RATIO', 'FORMATS', 'decode', 'sniff_separator', 'csv_rows', 'read_csv', 'parse_json',
-           'read_jsonl', 'read_json', 'check_expansion', 'read_parquet', 'read_excel', 'read_folder', 'read_path']
+           'read_jsonl', 'read_json', 'check_expansion', 'read_parquet', 'read_excel', 'read_folder', 'unzip',
+           'ending_of', 'read_path']
 
 # %% ../nbs/03_readers.ipynb #dd34c69f
 import csv
+import gzip
 import io
 import json
 import math
 import zipfile
+import zlib
 from itertools import islice
 from pathlib import Path
 
@@ -106,11 +109,9 @@ def read_csv(
     if not kept: raise SourceFormatError(explain(f"None of the {number} rows of '{source}' fits its header of {len(names)} columns",
         f"The separator was taken to be a {_SEPARATORS.get(separator, repr(separator))}", "Mend the header, or read it in Python with read_dataset(FILE, separator=...)"))
     # str.maketrans and friends would be no faster: the transpose is the whole cost.
-    columns = zip(*kept)
-    frame = pd.DataFrame({name: pd.Series(cells, index=pd.Index(numbers, dtype="int64"), dtype="str") for name, cells in zip(names, columns)})
-    for name in frame:
-        if name not in keep_text: frame[name] = type_cells(frame[name])
-    return frame, rejected, notes
+    index = pd.Index(numbers, dtype="int64")
+    columns = ((name, pd.Series(cells, index=index, dtype="str")) for name, cells in zip(names, zip(*kept)))
+    return pd.DataFrame({name: cells if name in keep_text else type_cells(cells) for name, cells in columns}), rejected, notes
 
 # %% ../nbs/03_readers.ipynb #5c411d41
 def _finite(digits):
@@ -190,10 +191,36 @@ def check_expansion(
     "Refuse a compressed file that asks for far more than it weighs; `SourceFormatError` says both sizes."
     size = path.stat().st_size
     if asked > EXPANSION_LIMIT and asked > EXPANSION_RATIO * size:
-        raise SourceFormatError(explain(f"'{path}' has {size:,} bytes and asks for {asked:,} once open",
+        raise SourceFormatError(explain(f"'{path}' has {size:,} bytes and asks for {asked:,} or more once open",
             f"Up to {EXPANSION_RATIO} times its size is opened", "If you trust the file, open it yourself and pass the frame"))
 
 # %% ../nbs/03_readers.ipynb #8e6365a3
+def _leaves(array):
+    "The arrays inside lists and structs."
+    import pyarrow as pa
+    if pa.types.is_struct(array.type): return [leaf for part in array.flatten() for leaf in _leaves(part)]
+    if pa.types.is_map(array.type): return [*_leaves(array.keys), *_leaves(array.items)]
+    return _leaves(array.flatten()) if pa.types.is_nested(array.type) else [array]
+
+def _check_texts(path, meta):
+    "Refuse a Parquet file whose texts, each stored once, are too many when written out."
+    import pyarrow.compute as pc
+    import pyarrow.parquet as pq
+    limit = max(EXPANSION_LIMIT, EXPANSION_RATIO * path.stat().st_size)
+    chunks = [[c for c in map(meta.row_group(i).column, range(meta.num_columns)) if c.physical_type == "BYTE_ARRAY"] for i in range(meta.num_row_groups)]
+    names = sorted({c.path_in_schema for group in chunks for c in group if c.num_values * c.total_uncompressed_size > limit})
+    if not names: return
+    def lengths(file, n_rows, group):
+        for batch in file.iter_batches(n_rows, row_groups=[group], columns=names):
+            yield [(pc.binary_length(leaf.dictionary), leaf.indices) for column in batch.columns for leaf in _leaves(column) if hasattr(leaf, "dictionary")]
+    with pq.ParquetFile(path, read_dictionary=names) as file:
+        # With the first row comes all that is stored once; no text is longer than the longest of it, unless it was stored itself.
+        most = [max((pc.max(sizes).as_py() or 0 for sizes, _ in next(lengths(file, 1, i), ())), default=0) for i in range(meta.num_row_groups)]
+        if sum(longest * c.num_values for longest, group in zip(most, chunks) for c in group) <= limit: return
+        asked = 0
+        for group in range(meta.num_row_groups):
+            for texts in lengths(file, 1024, group): check_expansion(asked := asked + sum(pc.sum(sizes.take(at)).as_py() or 0 for sizes, at in texts), path)
+
 def read_parquet(
     path:Path,  # The file
 ) -> tuple:     # frame, rejected, notes
@@ -206,6 +233,7 @@ def read_parquet(
             stored = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
             # Runs of one value take no room in the file and all of it in memory.
             check_expansion(max(stored, 8 * meta.num_rows * meta.num_columns), path)
+            _check_texts(path, meta)
             table = file.read()
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, SourceFormatError): raise
@@ -276,7 +304,33 @@ def read_folder(
     return frame, sorted(rejected + more), notes + ([f"{others} files of other kinds were left alone"] if others else [])
 
 # %% ../nbs/03_readers.ipynb #90261e79
-FORMATS = (".csv", ".tsv", ".jsonl", ".ndjson", ".json", ".parquet", ".xlsx")
+def unzip(
+    path:Path,  # The .gz file
+) -> bytes:     # What is in it
+    "The content of a gzip file, counted in a stream before any of it is kept; `SourceFormatError` if it is damaged or expands to too much."
+    try:
+        with gzip.open(path) as file:
+            asked = 0
+            while part := file.read(2**20): check_expansion(asked := asked + len(part), path)
+            file.seek(0)
+            data = file.read()
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise SourceFormatError(explain(f"'{path}' is not a whole gzip file: {str(error)[:200]}", "", "Copy or download it again")) from None
+    if data.startswith(b"\x1f\x8b"): raise SourceFormatError(explain(f"'{path}' holds another gzip file", "One layer of compression is opened",
+                                                                    "Unpack it once"))
+    return data
+
+# %% ../nbs/03_readers.ipynb #48f57867
+_ZIPPED = (".csv", ".tsv", ".jsonl", ".ndjson", ".json")
+_ARCHIVES = (".zip", ".tar", ".tgz", ".gz", ".bz2", ".xz", ".zst", ".7z", ".rar")
+FORMATS = (*_ZIPPED, ".parquet", ".xlsx", *(f"{ending}.gz" for ending in _ZIPPED))
+
+def ending_of(
+    path:Path, # A file
+) -> str:      # ".csv", ".csv.gz"; "" if it has none
+    "The ending that decides how a file is read, in small letters; with what comes before it where the file is a `.gz`."
+    *_, inner, last = "", "", *(s.lower() for s in path.suffixes)
+    return inner + last if last == ".gz" else last
 
 def read_path(
     path:Path,          # A file in one of `FORMATS`, or a folder of text files
@@ -287,9 +341,11 @@ def read_path(
 ) -> tuple:             # frame, rejected, notes
     "Read a file or folder by its ending; `SourceFormatError` lists the endings that are known."
     if path.is_dir(): return read_folder(path, encoding)
-    suffix = path.suffix.lower()
-    if suffix not in FORMATS: raise SourceFormatError(explain(f"'{path}' ends in '{suffix}', which is not a format the workbench reads",
-        f"It reads {', '.join(FORMATS)} and folders of .txt files", "Convert the file, or open it yourself and pass the frame"))
+    ending = ending_of(path)
+    suffix = ending.removesuffix(".gz")
+    if ending not in FORMATS: raise SourceFormatError(explain(f"'{path}' ends in '{ending}', which is not a format the workbench reads",
+        f"It reads {', '.join(_ZIPPED)}, these also as .gz, .parquet, .xlsx and folders of .txt files",
+        "Unpack it and pass a file from it" if path.suffix.lower() in _ARCHIVES else "Convert the file, or open it yourself and pass the frame"))
     if not path.is_file(): raise SourceFormatError(explain(f"'{path}' is not a regular file", "", "Copy its content to a file"))
     if separator is not None and len(separator) != 1: raise ParameterValueError(explain(f"separator='{separator}' has {len(separator)} characters",
         "One character is needed", 'A tab is written "\\t"'))
@@ -297,7 +353,9 @@ def read_path(
         if path.stat().st_size == 0: raise SourceFormatError(explain(f"'{path}' is empty", "At least one row is needed", "Check how it was exported"))
         if suffix == ".parquet": return read_parquet(path)
         if suffix == ".xlsx": return read_excel(path, sheet, keep_text)
-        text = decode(path.read_bytes(), str(path), encoding)
+        data = unzip(path) if suffix != ending else path.read_bytes()
+        if not data: raise SourceFormatError(explain(f"'{path}' holds an empty file", "At least one row is needed", "Check how it was exported"))
+        text = decode(data, str(path), encoding)
     except PermissionError: raise SourceFormatError(explain(f"'{path}' cannot be read", "", "Give yourself the permission to read it")) from None
     if suffix in (".csv", ".tsv"): return read_csv(text, str(path), separator or ("\t" if suffix == ".tsv" else None), keep_text)
     return (read_json if suffix == ".json" else read_jsonl)(text, str(path), keep_text)
