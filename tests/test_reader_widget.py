@@ -71,10 +71,9 @@ whole = st.integers(-6, 6)
 
 
 @settings(max_examples=200, deadline=None)
-@given(corners=st.lists(st.tuples(whole, whole), min_size=1, max_size=9), points=st.lists(st.tuples(whole, whole), min_size=1, max_size=30))
+@given(corners=st.lists(st.tuples(whole, whole), min_size=1, max_size=9), points=st.lists(st.tuples(st.integers(-50, 50), st.integers(-70, 70)), min_size=1, max_size=30))
 def test_a_lasso_takes_what_lies_inside_it(corners, points):
-    points = [(2 * x + Fraction(1, 2), 2 * y + Fraction(1, 4)) for x, y in points]
-    corners = [(2 * x, 2 * y) for x, y in corners]
+    points = [(Fraction(x, 7), Fraction(y, 11)) for x, y in points]
     found = inside([float(x) for x, _ in points], [float(y) for _, y in points], corners).tolist()
     for (x, y), within in zip(points, found):
         expected = python_inside(x, y, corners)
@@ -247,9 +246,9 @@ def test_another_frame_takes_the_place_of_the_first():
 @given(text=texts)
 def test_a_text_is_shown_as_it_is(text):
     if text.lstrip()[:1] in ("{", "["): text = "x" + text
-    for page in (value_html(text), value_html(text, ["word", "(", text.strip() or "x"]), value_html(text, personal=True)):
-        found = harmless(page)
-        if "email" not in page: assert found.text == visible(text)
+    for page in (value_html(text), value_html(text, ["word", "(", text.strip() or "x"])):
+        assert harmless(page).text == visible(text)
+    harmless(value_html(text, personal=True))
 
 
 @by_chance

@@ -75,6 +75,11 @@ def test_groups_are_what_hangs_together(drawn):
     assert used is None and partition(groups) == partition(expected)
 
 
+def test_each_further_key_ties_rows_together():
+    examples = pd.DataFrame({"row": list("abcdef"), "prompt": list("uvwxyz")})
+    assert partition(group_examples(examples, {}, [{"a": "net", "b": "net", "c": None}, {"b": "mail", "c": None, "d": "mail"}, {"e": 1, "f": 2}], None)[0]) == [[0, 1, 3], [2], [4], [5]]
+
+
 @by_chance
 @given(drawn=examples_of(["the printer on floor two is broken", "The printer on floor two is broken!", "mail is slow", "mail is slow today", "VPN drops", ""]), order=st.randoms(use_true_random=False))
 def test_names_of_groups_do_not_depend_on_the_order_of_rows(drawn, order):
