@@ -154,6 +154,7 @@ def test_size_decides_where_nobody_does(monkeypatch):
 def test_copies_of_a_form_letter_are_one_cluster_and_few_pairs(monkeypatch):
     "A form letter sent by everybody: pairs grow with the number of texts, not with its square."
     seen, jaccard = [], duplicates._jaccard
+    monkeypatch.setenv("LLMOPS_NUMBA", "0")
     monkeypatch.setattr(duplicates, "_jaccard", lambda h, e, left, right: seen.append(len(left)) or jaccard(h, e, left, right))
     letters = [f"We are pleased to tell you that your order {i} was sent today and will arrive within the next few days" for i in range(1500)]
     pairs = near_duplicates(text_buffer(letters))
