@@ -91,55 +91,191 @@ def column_shape(
 ) -> tuple:             # kind ("number", "time", "category", "length"), code of each row (bars from 0, the last one is missing), bars: start, end, value
     "Bars of a column, and which bar each row is in."
     if values.dtype == object: values = _as_text(values)
-    if _is_identifier(values): return "identifier", np.zeros(len(values), "uint8"), pd.DataFrame({"start": [], "end": [], "value": []}, dtype="object")
     sample = values.iloc[::max(1, len(values)//2000)].dropna()
-    if pd.api.types.is_datetime64_any_dtype(values.dtype): kind, numbers = "time", values.to_numpy("datetime64[us]").astype("int64").astype("float64")
+    if _is_identifier(sample): return "identifier", np.zeros(len(values), "uint8"), pd.DataFrame({"start": [], "end": [], "value": []}, dtype="object")
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        kind, numbers = "time", values.to_numpy("datetime64[us]").view("int64")
+        if len(numbers) and numbers.min() == pd.NaT._value: numbers = np.where(values.isna(), np.nan, numbers)
     elif pd.api.types.is_numeric_dtype(values.dtype) and not pd.api.types.is_bool_dtype(values.dtype) and sample.nunique() > 8:
-        kind, numbers = "number", values.to_numpy("float64", na_value=np.nan)
+        kind, numbers = "number", values.to_numpy() if values.dtype.kind in "iu" and isinstance(values.dtype, np.dtype) else values.to_numpy("float64", na_value=np.nan)
     elif _is_text(values) and len(sample) and sample.nunique() > 0.5*len(sample) and len(sample) > 20:
-        kind, numbers = "length", values.str.len().to_numpy("float64", na_value=np.nan)
+        kind, numbers = "length", _lengths(values)
     else: return _categories(values, n_bins)
-    missing = values.isna().to_numpy()
-    there = numbers[~missing]
-    finite = there[np.isfinite(there)]
-    if not len(finite): return _categories(values, n_bins)
-    least, most = finite.min(), finite.max()
+    least, most = (float(numbers.min()), float(numbers.max())) if len(numbers) else (np.nan, np.nan)
     # Where the outermost bars begin needs no more than a sample.
-    low, high = np.quantile(finite[::max(1, len(finite)//20_000)], [0.005, 0.995]) if len(finite) > 200 else (least, most)
+    some = numbers[::max(1, len(numbers)//20_000)]
+    some = some[np.isfinite(some)]
+    gaps = np.isnan(least)
+    if gaps and len(numbers): least, most = np.fmin.reduce(numbers), np.fmax.reduce(numbers)
+    if len(some) < 10_000 or not np.isfinite(most - least):
+        finite = numbers[np.isfinite(numbers)].astype("float64")
+        if not len(finite): return _categories(values, n_bins)
+        least, most, some = finite.min(), finite.max(), finite[::max(1, len(finite)//20_000)]
+    low, high = np.quantile(some, [0.005, 0.995]) if len(some) > 200 else (least, most)
     if most - least < 1.5*(high - low): low, high = least, most
     whole = kind != "number" or values.dtype.kind in "iu" or str(values.dtype).startswith(("Int", "UInt"))
     width = (high - low)/n_bins or 1.0
     if whole: low, width = np.floor(low), max(1.0, np.ceil((high - low + 1)/n_bins))
     n = max(1, min(n_bins, int((high - low)//width) + 1))
-    edges = np.concatenate([[-np.inf], low + width*np.arange(1, n), [np.inf]])
-    places = np.minimum((np.clip(there, low, low + width*n) - low)//width, n - 1).astype("uint8")
-    # Dividing rounds; what counts is on which side of an edge a value is.
-    places -= there < edges[places]
-    places += (there >= edges[places + 1]) & (places < n - 1)
-    codes = np.full(len(values), n, "uint8")
-    codes[~missing] = places
+    edges = low + width*np.arange(1, n)
+    codes = _places(numbers, low, width, edges, 0.5 if whole else 0.0, gaps)
     say = (lambda us: str(pd.Timestamp(int(us), unit="us"))) if kind == "time" else int if whole else float
-    ends = [say(least), *map(say, edges[1:-1]), say(most)]
+    ends = [say(least), *map(say, edges), say(most)]
     return kind, codes, pd.DataFrame({"start": ends[:-1], "end": ends[1:], "value": None}, dtype="object")
 
-def _is_identifier(values):
+_BLOCK = 1 << 14  # Numbers worked on at a time: what a block needs stays near the processor, and a million of them cost little more memory than their result
+
+def _blocks(n): return [slice(start, min(start + _BLOCK, n)) for start in range(0, n, _BLOCK)]
+
+def _places(numbers, low, width, edges, shift, gaps):
+    "How many edges are at or below each number, and one more than the last bar where there is none; as a search among the edges gives it, at a tenth of the cost."
+    n, found = len(edges) + 1, np.empty(len(numbers), "uint8")
+    # Dividing rounds, and what counts is on which side of an edge a number is: those that come near one are searched for. Whole numbers stay half of one away.
+    slack = 8*np.finfo("float64").eps*(n + max(abs(low), abs(low + width*n))/width)
+    unsure = shift/width <= slack
+    here_, near_ = np.empty((2, min(_BLOCK, len(numbers))))
+    with np.errstate(invalid="ignore", over="ignore"):
+        for block in _blocks(len(numbers)):
+            here, places, near = numbers[block], here_[:block.stop - block.start], near_[:block.stop - block.start]
+            np.subtract(here, np.float64(low - shift), out=places)  # not a Python float, or small integers are subtracted in half precision
+            np.divide(places, width, out=places)
+            if unsure:
+                np.subtract(np.rint(places, out=near), places, out=near)
+                near = np.flatnonzero(np.abs(near, out=near) < slack)
+            np.minimum(np.maximum(places, 0, out=places), n - 1, out=places)
+            if gaps: np.copyto(places, n, where=np.isnan(here))
+            found[block] = places
+            if unsure and len(near): found[block.start + near] = np.searchsorted(edges, here[near], "right")
+    return found
+
+def _counts(codes, n):
+    "How often each code below n comes. Counting widens what it counts, so it goes block by block."
+    if n < 10: return np.array([np.count_nonzero(codes == code) for code in range(n)], "int64")
+    return sum((np.bincount(codes[block], minlength=256) for block in _blocks(len(codes))), np.zeros(256, "int64"))[:n]
+
+def _parts(values):
+    "The pieces of a column of texts as Arrow holds them: first row, piece, where each text begins and ends, all bytes."
+    import pyarrow as pa
+    found, start = [], 0
+    texts = pa.array(values, pa.large_string(), from_pandas=True)
+    for piece in texts.chunks if isinstance(texts, pa.ChunkedArray) else [texts]:
+        _, ends, data = piece.buffers()
+        if len(piece): found.append((start, piece, np.frombuffer(ends, "int64")[piece.offset:piece.offset + len(piece) + 1], np.frombuffer(data or b"", "uint8")))
+        start += len(piece)
+    return found
+
+def _words(parts, rows=None, depth=0):
+    "Block by block of all texts, or of some rows in ascending order: where the block is, eight bytes at a depth of each text as a number, the first byte lowest, and how many of them the text still has; beyond its end are zeros."
+    ones = np.array([256**k - 1 for k in range(9)], "uint64")
+    starts = [start for start, *_ in parts]
+    splits = [*starts, starts[-1] + len(parts[-1][1])] if rows is None else [*np.searchsorted(rows, starts), len(rows)]
+    for (start, _, ends, data), begin, stop in zip(parts, splits, splits[1:]):
+        whole = len(data)//8
+        aligned = np.frombuffer(data, "<u8", whole) if whole else np.zeros(1, "<u8")
+        for block in _blocks(stop - begin):
+            to = slice(begin + block.start, begin + block.stop)
+            if rows is None: here, after = ends[block], ends[block.start + 1:block.stop + 1]
+            else: here, after = ends[rows[to] - start], ends[rows[to] - start + 1]
+            if depth: here = here + 8*depth
+            left = np.minimum(np.maximum(after - here, 0), 8)
+            at, shift = here >> 3, ((here & 7) << 3).view("uint64")
+            words = aligned.take(at, mode="clip")
+            words >>= shift
+            at += 1
+            high = aligned.take(at, mode="clip")
+            high <<= np.uint64(1)
+            high <<= np.uint64(63) - shift
+            words |= high
+            # The last few bytes are no whole word.
+            if at.max() >= whole:
+                for i in np.flatnonzero((at >= whole) & (left > 0)): words[i] = int.from_bytes(data[here[i]:here[i] + left[i]].tobytes(), "little")
+            words &= ones.take(left)
+            yield to, words, left
+
+def _lengths(values):
+    "Characters of each text. Where all are ASCII that is where the next one begins less where this one does."
+    import pyarrow.compute as pc
+    found, missing = np.empty(len(values), "int32"), values.isna().to_numpy()
+    for start, piece, ends, data in _parts(values):
+        place = found[start:start + len(piece)]
+        if data[ends[0]:ends[-1]].view("int8").min(initial=0) >= 0: np.subtract(ends[1:], ends[:-1], out=place, casting="unsafe")
+        else: place[:] = pc.utf8_length(piece).fill_null(0).to_numpy()
+    return np.where(missing, np.nan, found) if missing.any() else found
+
+def _is_identifier(sample):
     "Names of rows: short words without a blank, hardly two alike."
-    if not _is_text(values) or len(values) < 20: return False
-    sample = values.iloc[::max(1, len(values)//2000)].dropna()
-    if len(sample) < 20 or sample.nunique() < 0.95*len(sample): return False
+    if not _is_text(sample) or len(sample) < 20 or sample.nunique() < 0.95*len(sample): return False
     return bool(sample.str.len().max() <= 40 and not sample.str.contains(" ", regex=False).mean() > 0.02)
 
+def _few_words(values, parts):
+    "`_factorize` for a few texts of up to seven bytes, or None: a text and its length are one number, and each that a sample knows has a place of its own in a table."
+    key = lambda words, left: words | left.view("uint64") << np.uint64(56)
+    known = np.unique(np.concatenate([key(words, left) for _, words, left in _words(parts, np.arange(0, len(values), max(1, len(values)//2000)))]))
+    if len(known) > 40 or known[-1] >> np.uint64(56) > 7: return None
+    factors = np.random.default_rng(0).integers(2**63, size=100, dtype="uint64")*np.uint64(2) + np.uint64(1)
+    factor = next((f for f in factors if len(np.unique(known*f >> np.uint64(56))) == len(known)), None)
+    if factor is None: return None
+    table, code, codes, strange = np.full(256, 2**64 - 1, "uint64"), np.zeros(256, "uint8"), np.empty(len(values), "uint8"), {}
+    places = known*factor >> np.uint64(56)
+    table[places], code[places] = known, np.arange(len(known))
+    for block, words, left in _words(parts):
+        keys = key(words, left)
+        place = (keys*factor >> np.uint64(56)).view("int64")
+        code.take(place, out=codes[block], mode="clip")
+        other = np.flatnonzero(table.take(place) != keys)
+        for at in other.tolist() if len(other) < 500 else []: codes[block.start + at] = strange.setdefault(keys[at], len(known) + len(strange))
+        if len(other) >= 500 or len(known) + len(strange) > 60 or left.max() > 7: return None
+    n_known, missing = len(known) + len(strange), values.isna().to_numpy()
+    if missing.any(): codes[missing] = n_known
+    first = {int(np.argmax(codes == k)): k for k in range(n_known) if k in codes}
+    place = np.full(256, len(first), "uint8")
+    place[[first[at] for at in sorted(first)]] = np.arange(len(first))
+    return np.frombuffer(codes.tobytes().translate(place.tobytes()), "uint8"), [values.iloc[at] for at in sorted(first)]
+
+def _all_differ(values):
+    "Whether texts are certainly all different: their bytes mixed into a number each, no two of them the same. False where that leaves it open."
+    parts = _parts(values)
+    longest = max([np.diff(ends).max() for *_, ends, _ in parts], default=99)
+    if longest > 40 or any(piece.null_count for _, piece, *_ in parts): return False
+    mixed = np.zeros(len(values), "uint64")
+    for depth in range(-(-longest//8)):
+        for block, words, _ in _words(parts, depth=depth):
+            words ^= mixed[block]
+            words *= np.uint64(0x9E3779B97F4A7C15)
+            words ^= words >> np.uint64(32)
+            mixed[block] = words
+    mixed.sort()
+    return not (mixed[1:] == mixed[:-1]).any()
+
+def _factorize(values):
+    "Code of each row (missing: the last one), and what the codes stand for, in the order of their first row."
+    if values.dtype == bool and len(values):
+        flags, first = values.to_numpy(), bool(values.iloc[0])
+        return (flags != first).view("uint8"), [first, *([not first] if flags.min() != flags.max() else [])]
+    if _is_text(values):
+        import pyarrow as pa
+        parts = _parts(values)
+        if parts and (found := _few_words(values, parts)): return found
+        found = (parts[0][1] if len(parts) == 1 else pa.concat_arrays([piece for _, piece, *_ in parts] or [pa.array([], pa.large_string())])).dictionary_encode()
+        codes, distinct = (found.indices.fill_null(len(found.dictionary)) if found.null_count else found.indices).to_numpy(), found.dictionary.to_pylist()
+    else:
+        codes, distinct = pd.factorize(values)
+        codes[codes < 0] = len(distinct)
+    return (codes.astype("uint8") if len(distinct) < 256 else codes), distinct
+
 def _categories(values, n_bins):
-    codes, distinct = pd.factorize(values)
-    counts = np.bincount(codes[codes >= 0], minlength=len(distinct))
+    codes, distinct = _factorize(values)
+    counts = _counts(codes, len(distinct)) if len(distinct) < 256 else np.bincount(codes, minlength=len(distinct))[:len(distinct)]
     order = np.argsort(-counts, kind="stable")
     shown = order[:n_bins] if len(order) <= n_bins else order[:n_bins - 1]
     place = np.full(len(distinct) + 1, len(shown), "uint8")  # All the others share a bar
     place[shown] = np.arange(len(shown))
     n_bars = len(shown) + (len(distinct) > len(shown))
-    place[-1] = n_bars  # Where pandas' code for missing, -1, points
+    place[-1] = n_bars  # The missing ones
     bars = pd.DataFrame({"start": None, "end": None, "value": [distinct[i].item() if hasattr(distinct[i], "item") else distinct[i] for i in shown] + [None]*(n_bars - len(shown))}, dtype="object")
-    return "category", place[codes], bars
+    if codes.dtype == "uint8": found = np.frombuffer(codes.tobytes().translate(np.resize(place, 256).tobytes()), "uint8")
+    else: found = place[codes]
+    return "category", found, bars
 
 def bars_operation(
     column:str,
@@ -178,6 +314,7 @@ def say_operation(
 class View:
     "A frame through operations; the frame's rows are numbered from 0, whatever its index."
     kept_answers = 64  # Of a million rows each takes a megabyte
+    ordered_whole = 20_000  # Up to so many rows all are put in order for a page; of more texts only those near the page
 
     def __init__(
         self,
@@ -223,7 +360,9 @@ class View:
     def n_distinct(self, column:str) -> int:
         "How many different values a column has."
         known = self._known.setdefault("distinct", {})
-        if column not in known: known[column] = int(self._column(column).nunique())
+        if column not in known:
+            values = self._column(column)
+            known[column] = len(values) if _is_text(values) and _all_differ(values) else int(values.nunique())
         return known[column]
 
     def answer(self, operation:dict) -> np.ndarray:
@@ -284,22 +423,54 @@ class View:
 
     def page(self, start:int, n:int) -> pd.DataFrame:
         "Rows of the view by their place in it, indexed by their number in the frame."
-        numbers = self.numbers[start:start + n]
-        return self.frame.iloc[numbers].set_axis(numbers, axis=0)
+        return self._rows(self._numbers_of_page(start, n))
 
     def rows(self) -> pd.DataFrame:
         "All rows of the view, indexed by their number in the frame."
-        return self.page(0, len(self.numbers))
+        return self._rows(self.numbers)
+
+    def _rows(self, numbers): return self.frame.iloc[numbers].set_axis(numbers, axis=0)
+
+    def _numbers_of_page(self, start, n):
+        "What a page wants of the numbers of all rows, without them where that is less work."
+        if self._numbers is None and self.order is None and not any("similar" in operation for operation in self.operations):
+            if not self.operations: return np.arange(*slice(start, start + n).indices(len(self.frame)))
+            blocks = _blocks(len(self.frame))
+            until = np.cumsum([np.count_nonzero(self.mask[block]) for block in blocks])
+            near = [at for at, block in enumerate(blocks) if until[at] > start and (at == 0 or until[at - 1] < start + n)]
+            if not near: return np.zeros(0, "int64")
+            first = start - (until[near[0] - 1] if near[0] else 0)
+            begin = blocks[near[0]].start
+            return np.flatnonzero(self.mask[begin:blocks[near[-1]].stop])[first:first + n] + begin
+        values = self._column(self.order[0]) if self.order else None
+        plain = values is not None and (_is_text(values) or isinstance(values.dtype, np.dtype) and values.dtype.kind in "iufM")
+        if self._numbers is not None or self.order in self._known["orders"] or not plain or len(values) <= self.ordered_whole or n > 200: return self.numbers[start:start + n]
+        missing = values.isna().to_numpy()
+        there = np.flatnonzero(self.mask & ~missing)
+        first, last = min(start, len(there)), min(start + n, len(there))
+        if first == last: page = there[:0]
+        elif _is_text(values): page = _page_of_texts(values, _parts(values), there, first, last, self.order[1])
+        else: page = _page_of_numbers(values, there, first, last, self.order[1])
+        left = slice(max(start - len(there), 0), max(start + n - len(there), 0))
+        return np.concatenate([page, np.flatnonzero(self.mask & missing)[left]]) if left.stop else page
+
+    def is_counted(self, column:str, n_bins:int=24) -> bool:
+        "Whether what a table shows above a column is known already."
+        shape = self._known["shapes"].get((column, n_bins))
+        return shape is not None and (shape[0] != "identifier" or column in self._known.get("distinct", ()))
 
     def histogram(self, column:str, n_bins:int=24) -> tuple: # kind; frame: start, end, value, n_rows (in all), n_kept (by the operations on other columns), n_missing as attributes
         "The bars over a column."
         if (column, n_bins) not in self._known["shapes"]:
             kind, codes, bars = column_shape(self._column(column), n_bins)
-            self._known["shapes"][column, n_bins] = kind, codes, bars.assign(n_rows=np.bincount(codes, minlength=len(bars) + 1)[:len(bars)])
+            counts = _counts(codes, len(bars))
+            self._known["shapes"][column, n_bins] = kind, codes, bars.assign(n_rows=counts, n_kept=counts)
         kind, codes, bars = self._known["shapes"][column, n_bins]
         others = [operation for operation in self.operations if operation.get("column") != column]
-        counts = np.bincount(codes[self.mask if len(others) == len(self.operations) else self._all_of(others)] if others else codes, minlength=len(bars) + 1)
-        return kind, bars.assign(n_kept=counts[:len(bars)])
+        if not others: return kind, bars.copy()
+        mask = self.mask if len(others) == len(self.operations) else self._all_of(others)
+        # A row that is not kept gets a code beyond all bars.
+        return kind, bars.assign(n_kept=_counts(codes | (mask.view("uint8") - np.uint8(1)), len(bars)))
 
     def to_code(self, name:str="frame") -> str:
         "The same rows in pandas, from a frame of that name whose index is 0, 1, 2, ..."
@@ -338,6 +509,48 @@ def _ranks(values):
     ordered, ranks = numbers[order], np.empty(len(numbers), "int64")
     ranks[order] = np.cumsum(np.concatenate([[False], ordered[1:] != ordered[:-1]])) if len(ordered) else 0
     return ranks
+
+_FEW = 500  # Texts that are put in order as a whole
+
+def _page_of_texts(values, parts, rows, first, last, descending, depth=0):
+    "What `sort_rows` puts at the places from `first` to `last`, when only the `rows`, in ascending order, are sorted. Eight bytes at a time rule out all that are not near."
+    while len(rows) > _FEW and depth < 32:
+        words = np.empty(len(rows), "uint64")
+        for block, some, _ in _words(parts, rows, depth): words[block] = some.byteswap()  # The order of UTF-8 is that of the characters
+        if descending: np.invert(words, out=words)
+        low, high = np.partition(words, [first, last - 1])[[first, last - 1]]
+        before = np.count_nonzero(words < low)
+        if low < high:
+            found = []
+            for group, deeper in ((words == low, 1), ((words > low) & (words < high), 0), (words == high, 1)):
+                group = rows[group]
+                start, stop = max(first - before, 0), min(last - before, len(group))
+                if stop > start: found.append(_page_of_texts(values, parts, group, start, stop, descending, depth + deeper))
+                before += len(group)
+            return np.concatenate(found)
+        rows, first, last, depth = rows[words == low], first - before, last - before, depth + 1
+        lengths = _sizes(parts, rows)
+        if lengths.max() <= 8*depth and lengths.min() == lengths.max(): return rows[first:last]
+    return rows[sort_rows(values.iloc[rows], descending)[first:last]]
+
+def _page_of_numbers(values, rows, first, last, descending):
+    "The same for numbers: those between the first and the last of the page are put in order, and of those like them the page has as many as there is room for."
+    numbers = values.to_numpy() if values.dtype.kind != "M" else values.to_numpy().view("int64")
+    if len(rows) < len(numbers): numbers = numbers[rows]
+    at = [len(rows) - 1 - first, len(rows) - last] if descending else [first, last - 1]
+    head, tail = np.partition(numbers, at)[at]
+    after, until = (numbers < head, numbers > tail) if descending else (numbers > head, numbers < tail)
+    same = rows[numbers == head]
+    before = len(rows) - np.count_nonzero(after) - len(same)
+    if head == tail: return same[first - before:last - before]
+    between = rows[after & until]
+    page = np.concatenate([same[first - before:], between[sort_rows(values.iloc[between], descending)]])
+    return np.concatenate([page, rows[numbers == tail][:last - first - len(page)]])
+
+def _sizes(parts, rows):
+    "Bytes of texts."
+    splits = [*np.searchsorted(rows, [start for start, *_ in parts]), len(rows)]
+    return np.concatenate([ends[rows[begin:end] - start + 1] - ends[rows[begin:end] - start] for (start, _, ends, _), begin, end in zip(parts, splits, splits[1:])])
 
 def _code(operation, name, view):
     kind, column = operation_kind(operation), f"{name}[{operation.get('column')!r}]"
