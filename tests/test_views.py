@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmops_workbench import views
+from llmops_workbench import bars, orders, views
 from llmops_workbench.views import View, column_shape, operation_kind, sort_rows
 
 TEXTS = ["", "VPN", "vpn down", "a.b", "ÄRGER", "ärger", "（", "x" * 50, "\ud83d".encode("utf-16", "surrogatepass").decode("utf-16", "replace")]
@@ -36,11 +36,11 @@ operations = st.one_of(
     st.builds(lambda words, among, no: {"search": words, "in": among, "not": no}, st.sampled_from(["vpn", "vpn 1", "", "true"]),
               st.lists(st.sampled_from(["text", "whole", "flag"]), min_size=1, unique=True), turned),
     st.builds(lambda rows, no: {"rows": rows, "not": no}, st.lists(st.integers(0, 45)), turned))
-orders = st.one_of(st.none(), st.tuples(st.sampled_from(["text", "whole", "number", "time", "flag"]), st.booleans()))
+sortings = st.one_of(st.none(), st.tuples(st.sampled_from(["text", "whole", "number", "time", "flag"]), st.booleans()))
 
 
 @settings(max_examples=300, deadline=None)
-@given(frames, st.lists(operations, max_size=4), orders)
+@given(frames, st.lists(operations, max_size=4), sortings)
 def test_the_code_gives_the_same_rows_in_the_same_order(frame, asked, order):
     view = View(frame, asked, order)
     place = {"frame": frame, "pd": pd}
@@ -118,11 +118,11 @@ def test_a_number_is_on_its_side_of_every_edge(numbers, low, width, n):
     numbers, edges = np.array(numbers, "float64"), low + width * np.arange(1, n)
     numbers = np.concatenate([numbers, edges, np.nextafter(edges, -np.inf), np.nextafter(edges, np.inf)])
     there = ~np.isnan(numbers)
-    places = views._places(numbers, low, width, edges, 0.0, True)
+    places = bars._places(numbers, low, width, edges, 0.0, True)
     assert places[there].tolist() == np.searchsorted(edges, numbers[there], "right").tolist() and (places[~there] == n).all()
     whole = np.unique(np.round(numbers[np.abs(numbers) < 2**53]))
     edges = np.floor(low) + max(1.0, np.ceil(width)) * np.arange(1, n)
-    assert views._places(whole, np.floor(low), max(1.0, np.ceil(width)), edges, 0.5, False).tolist() == np.searchsorted(edges, whole, "right").tolist()
+    assert bars._places(whole, np.floor(low), max(1.0, np.ceil(width)), edges, 0.5, False).tolist() == np.searchsorted(edges, whole, "right").tolist()
 
 
 WORDS = ["", "a", "b", "ab", "a\0", "\0", "mail", "ÄÄ", "日本", "sevens!", "eight888", "nine or more", "x" * 40]
@@ -134,18 +134,18 @@ columns_of_texts = st.lists(st.lists(st.one_of(st.none(), st.sampled_from(WORDS[
 @given(columns_of_texts, st.integers(0, 5))
 def test_texts_are_counted_and_measured_as_pandas_does(texts, skipped):
     for values in (texts, texts.iloc[skipped:].reset_index(drop=True)):
-        codes, distinct = views._factorize(values)
+        codes, distinct = bars._factorize(values)
         expected, names = pd.factorize(values)
         assert list(distinct) == list(names) and np.where(codes == len(names), -1, codes.astype("int64")).tolist() == expected.tolist()
         assert View(values.to_frame("text")).n_distinct("text") == values.nunique()
-        np.testing.assert_array_equal(views._lengths(values), values.str.len().to_numpy("float64", na_value=np.nan))
+        np.testing.assert_array_equal(bars._lengths(values), values.str.len().to_numpy("float64", na_value=np.nan))
 
 
 def test_a_text_that_no_sample_saw_is_counted():
     rare = np.array(["mail", "chat"])[np.arange(50_000) % 2]
     rare[[7, 777, 49_999]] = ["fax", "fax", ""]
-    kind, bars = View(pd.DataFrame({"channel": pd.Series(rare, dtype="str")})).histogram("channel")
-    assert kind == "category" and dict(zip(bars["value"], bars["n_rows"])) == pd.Series(rare).value_counts().to_dict()
+    kind, found = View(pd.DataFrame({"channel": pd.Series(rare, dtype="str")})).histogram("channel")
+    assert kind == "category" and dict(zip(found["value"], found["n_rows"])) == pd.Series(rare).value_counts().to_dict()
 
 
 @settings(max_examples=200, deadline=None)
@@ -160,14 +160,14 @@ def test_a_page_of_texts_is_that_of_all_in_order(pieces, prefix, descending, fil
     expected = expected.sort_values("text", ascending=not descending, kind="stable").index[start:start + n].tolist()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(View, "ordered_whole", 0)
-        patch.setattr(views, "_FEW", 2)
+        patch.setattr(orders, "_FEW", 2)
         assert view.page(start, n).index.tolist() == expected
     assert view.numbers[start:start + n].tolist() == expected
 
 
 def test_a_page_sorts_no_more_than_it_must(monkeypatch):
-    sizes, work = [], views.sort_rows
-    monkeypatch.setattr(views, "sort_rows", lambda values, descending: (sizes.append(len(values)), work(values, descending))[1])
+    sizes, work = [], orders.sort_rows
+    monkeypatch.setattr(orders, "sort_rows", lambda values, descending: (sizes.append(len(values)), work(values, descending))[1])
     frame = pd.DataFrame({"text": pd.Series([f"ticket number {i * 7919 % 100_000:06}" for i in range(100_000)], dtype="str")})
     for start in (0, 50_000, 99_990): assert View(frame).sort("text").page(start, 10)["text"].tolist() == [f"ticket number {i:06}" for i in range(start, start + 10)]
     assert sizes and max(sizes) <= 1000
@@ -178,7 +178,7 @@ def test_a_page_without_order_is_cut_from_the_kept_rows(kept, start, n):
     frame = pd.DataFrame({"kept": kept, "n": range(len(kept))})
     view = View(frame).add({"column": "kept", "one_of": [True]})
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(views, "_BLOCK", 16)
+        patch.setattr(bars, "_BLOCK", 16)
         assert view.page(start, n).index.tolist() == np.flatnonzero(kept)[start:start + n].tolist()
     assert View(frame).page(start, n).index.tolist() == list(range(len(kept)))[start:start + n]
 
@@ -202,10 +202,10 @@ def test_the_first_page_does_not_wait_for_the_bars(monkeypatch):
 
 
 @settings(max_examples=300, deadline=None)
-@given(frames, st.lists(operations, max_size=2), orders, st.integers(0, 45), st.integers(1, 12))
+@given(frames, st.lists(operations, max_size=2), sortings, st.integers(0, 45), st.integers(1, 12))
 def test_a_page_in_order_is_that_of_all_in_order(frame, asked, order, start, n):
     frame = frame.astype({"whole": "float64"})
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(View, "ordered_whole", 0)
-        patch.setattr(views, "_FEW", 2)
+        patch.setattr(orders, "_FEW", 2)
         assert View(frame, asked, order).page(start, n).index.tolist() == View(frame, asked, order).numbers[start:start + n].tolist()
