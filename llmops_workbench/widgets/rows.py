@@ -11,8 +11,10 @@ the browser, as plain text that is never markup. `diff_html` shows what changed 
 __all__ = ['page_cells', 'bar_labels', 'TableView', 'Rows', 'text_html', 'diff_words', 'diff_html', 'kept']
 
 # %% ../../nbs/widgets/40_rows.ipynb #b0fa6bd4
+import asyncio
 import difflib
 import re
+import time
 import anywidget
 import ipywidgets
 import traitlets
@@ -218,6 +220,8 @@ class TableView(anywidget.AnyWidget):
 # %% ../../nbs/widgets/40_rows.ipynb #d03072c6
 class Rows:
     "Rows of a frame to search, sort, brush, page through and read."
+    counted_first = 200_000  # Rows of a frame whose bars come with the first page; those of a longer one come after it
+
     def __init__(
         self,
         frame,               # Rows, with the key among the columns
@@ -256,7 +260,7 @@ class Rows:
         named = lambda operation: operation.get("in", [operation.get("column")])
         stay = [operation for operation in before.operations if "rows" not in operation and all(name in frame for name in named(operation))] if before else []
         self.view = View(frame, stay, before.order if before and before.order and before.order[0] in frame else None, self.key)
-        self.past, self.wrong = [], ""
+        self.past, self.wrong, self._counting = [], "", False
         self.reader.value, self.table.opened, self.table.ticked = "", "", []
         self.turn(0)
 
@@ -313,7 +317,12 @@ class Rows:
 
     def turn(self, page:int):
         "Show a page of the view."
-        n, size = len(self.view.numbers), self.page_size
+        n, size, loop = len(self.view), self.page_size, None
+        if not self._counting and len(self.frame) > self.counted_first and not all(map(self.view.is_counted, self.columns)):
+            # The page does not wait for the bars, where somebody is there to send them after it.
+            try: loop = asyncio.get_running_loop()
+            except RuntimeError: pass
+            self._counting = loop is not None
         self.page = min(max(page, 0), max(0, (n - 1)//size))
         start = self.page*size
         shown = self.view.page(start, size)
@@ -324,9 +333,11 @@ class Rows:
             "count": f"{start + 1:,}–{start + len(shown):,} of {of}" if n else f"nothing found among {len(self.frame):,}", "can_back": self.page > 0,
             "can_forward": start + size < n, "can_undo": bool(self.past), "order": self.view.order, "search": search, "mode": self.mode, "wrong": self.wrong, "marks": [word for word in self.searched if len(word) > 1],
             "modes": ["words", "pattern", *(["similar"] if self.similar else [])], "chips": [visible(say_operation(operation)) for operation in self.view.operations]}
+        if self._counting and loop is not None: loop.call_soon(self._count, self.frame, loop)
         for tell in self.on_turn: tell()
 
     def _column(self, name):
+        if self._counting and not self.view.is_counted(name): return {"name": name, "bars": [], "caption": "…", "number": self.frame[name].dtype.kind in "iuf", "selected": None}
         kind, bars = self.view.histogram(name)
         labels = bar_labels(kind, bars)
         mine, n = [operation for operation in self.view.operations if operation.get("column") == name], len(bars)
@@ -339,6 +350,18 @@ class Rows:
         if kind == "identifier": labels, caption = [], f"{self.view.n_distinct(name):,} values"
         return {"name": name, "bars": [[label, int(all_), int(kept)] for label, all_, kept in zip(labels, bars["n_rows"], bars["n_kept"])], "caption": caption,
                 "number": kind == "number", "selected": brushed}
+
+    def _count(self, frame, loop):
+        "Bars of one column after the other, and what somebody does comes in between."
+        if frame is not self.frame: return
+        start, counted = time.perf_counter(), []
+        for name in [name for name in self.columns if not self.view.is_counted(name)]:
+            if self.view.histogram(name)[0] == "identifier": self.view.n_distinct(name)
+            counted.append(name)
+            if time.perf_counter() - start > 0.03: break
+        if counted: self.table.page = {**self.table.page, "columns": [self._column(column["name"]) if column["name"] in counted else column for column in self.table.page["columns"]]}
+        self._counting = not all(map(self.view.is_counted, self.columns))
+        if self._counting: loop.call_soon(self._count, frame, loop)
 
     def _open(self):
         rows = self.frame[self.frame[self.key].astype(str) == self.table.opened]
