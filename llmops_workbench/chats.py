@@ -121,10 +121,11 @@ def open_chats(
 ) -> tuple:           # What `measure_chats` says; role, turns and characters (mean); what is said in each chat, or the cell that is none
     "Measures, turns by role and texts of a column of chats."
     cells, engine = text_buffer(column), load_engine(engine)
-    with engine.store() as store:
+    disk = place_of(cells.data) is not None
+    with engine.store(disk) as store:
         blocks = engine.map(_open_block, [(cells.rows(a, b), store) for a, b in pairwise(block_edges(cells.offsets))])
         parts = (pd.DataFrame({"text": text_series(store.get(data), store.get(offsets))}) for _, _, data, offsets in blocks)
-        if place_of(cells.data) is None: texts = pd.concat([pd.DataFrame({"text": pd.Series([], dtype="str")}), *parts], ignore_index=True)["text"]
+        if not disk: texts = pd.concat([pd.DataFrame({"text": pd.Series([], dtype="str")}), *parts], ignore_index=True)["text"]
         else: texts = open_frame(write_frames(parts, workspace_dir(load_settings(), "cache", "chats")/key))["text"]
     said = pd.concat([pd.DataFrame({"size": [], "sum": []}, dtype="int64"), *(part for _, part, _, _ in blocks)]).groupby(level=0, sort=False).sum()
     turns = pd.DataFrame({"role": pd.Series(said.index.to_numpy(), dtype="str"), "turns": said["size"].to_numpy(), "characters": (said["sum"] / said["size"].clip(lower=1)).round(1).to_numpy()})

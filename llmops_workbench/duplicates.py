@@ -16,6 +16,7 @@ import pandas as pd
 
 from .errors import ParameterValueError, explain
 from .engines import load_engine
+from .mapped import place_of
 from .text import BYTE_HASHES, BYTE_KIND, HASH_BASE, KINDS, MIX_CONSTANTS, TextBuffer, block_edges, compiled, hash_spans, mix, use_numba
 
 # %% ../nbs/05_duplicates.ipynb #afd20bdb
@@ -337,7 +338,7 @@ def _near_pairs(buffer, kept, similarity, n, engine):
         left, right = with_words[left], with_words[right]
         return chosen[left], chosen[right], _jaccard(hashes, edges, left, right)
     starts, n_bands, size = block_edges(buffer.offsets), n_bins // rows, len(buffer)
-    with engine.store() as store:
+    with engine.store(place_of(buffer.data) is not None) as store:
         blocks = engine.map(_hash_block, [(buffer.rows(a, b), kept[a:b], n, n_bins, rows, store) for a, b in zip(starts, starts[1:])])
         sizes = np.concatenate([np.diff(edges) for _, _, edges in blocks])
         # Bands are looked at apart, as many together as fit, and at least two pieces of work where there is enough of it.
@@ -355,7 +356,7 @@ def near_duplicates(
     buffer:TextBuffer,
     similarity:float=SIMILARITY, # Least share of word sequences in common, above 0, up to 1
     n:int=2,              # Words in a sequence
-    engine="local",       # Where large columns are worked on: a name from `engines.ENGINES`, or an engine
+    engine=None,          # Where large columns are worked on, as `engines.load_engine` reads it
     among=None,           # Which texts are compared, bool; None: all
 ) -> pd.DataFrame:        # left, right (rows, left < right), similarity; exact duplicates are paired with their first
     "Pairs of texts that say almost the same, each checked by its exact similarity; `ParameterValueError` for a similarity out of range."

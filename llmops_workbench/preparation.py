@@ -10,22 +10,30 @@ recipe that made it, as parameters and as a function."""
 __all__ = ['STEPS', 'SPLIT', 'TASKS', 'Prepared', 'prepare']
 
 # %% ../nbs/11_preparation.ipynb #641b5615
+import hashlib
+import json
 import pprint
+import secrets
 from dataclasses import dataclass
-from typing import Annotated
+from itertools import pairwise
+from typing import Annotated, Literal
 
 import pandas as pd
 
 from .datasets import Dataset, check_shares, make_dataset, read_dataset, require_columns, save_snapshot
 from .display import Result
 from .duplicates import SIMILARITY
+from .engines import load_engine, using
 from .errors import ParameterValueError, explain
 from .escaping import plain
 from .examples import check_tasks, make_examples
+from .mapped import join_frames, on_disk, open_frame, pack, scratch, take_rows, unpack, write_frames
 from .params import Between
 from .recipes import read_steps, run_steps
-from .splits import count_leaks, count_near_leaks, divide, group_examples, keep_made_in_train
+from .settings import load_settings, workspace_dir
+from .splits import count_leaks, count_near_leaks, divide, group_examples, keep_made_in_train, prompt_keys
 from .templates import template_columns
+from .text import frame_edges
 
 # %% ../nbs/11_preparation.ipynb #2bddc6cc
 STEPS = ["drop_empty", "drop_exact_duplicates"]
@@ -110,6 +118,7 @@ def prepare(
     time_column:str|None=None,       # Times by which train comes before validation and test; by default the split is at random
     name:str|None=None,              # What to call the snapshots; the dataset's name by default
     seed:int=0,                      # Another seed, another split
+    engine:Literal["local", "ray"]="local", # Where rows are worked on: on this machine, or on a Ray cluster that sees the same files
     on_progress=None,                # Called with (done, total, message)
 ) -> Prepared:
     "Clean, format and split a dataset into examples; `MissingColumnError` for a template field that is no column."
@@ -121,27 +130,48 @@ def prepare(
         "The splits are train, and validation and test where wanted", 'For example {"train": 0.8, "validation": 0.1, "test": 0.1}'))
     checked = read_steps(steps)
     dataset, fields = _read(dataset, text_column, tasks, checked)
-    frame = dataset.frame if "id" in dataset.frame and dataset.frame["id"].is_unique else dataset.frame.assign(
-        id=[f"{dataset.name}-{i}" for i in range(len(dataset))])
-    frame = frame.assign(id=frame["id"].astype("str"))
+    frame = _with_ids(dataset, fields)
     for given, column in (("duplicate_columns", duplicate_columns), ("group_by", group_by), ("time_column", time_column)):
         if column: require_columns(frame, column, given)
-    same = duplicate_columns or [f for f in fields if f in frame] or [text_column]
-    kept, counts, lost, changes = run_steps(frame, checked, {"": [text_column], "drop_exact_duplicates": same}, report=on_progress)
-    if not len(kept): raise ParameterValueError(explain(f"The steps reject all {len(frame):,} rows", "", "Take one out or change its options"))
-    examples, unanswered = make_examples(kept, tasks)
-    if not len(examples): raise ParameterValueError(explain(f"None of the {len(kept):,} rows has both a prompt and a completion", "",
-                                                            "Check the templates and their columns"))
-    if on_progress: on_progress(len(checked), len(checked) + 1, "splitting")
-    examples, undivided, used = _divide(examples, kept, text_column, split, group_by, similarity, time_column, seed, dataset.truth)
-    if dataset.truth is not None and "label_noise" in dataset.truth:
-        noisy = set(dataset.truth["id"][dataset.truth["label_noise"]])
-        examples["clean"] = ~examples["row"].isin(noisy)
-    read = pd.DataFrame({"id": "row " + dataset.rejected["row"].astype("str"), "step": "read", "reason": dataset.rejected["reason"]})
-    rejected = pd.concat([read, lost, unanswered.assign(step="examples"), undivided.assign(step="split")], ignore_index=True)[["id", "step", "reason"]]
-    order = [c for c in ("id", "row", "task", "prompt", "completion", "split", "group", "clean") if c in examples]
-    near = count_near_leaks(*_sides(examples, kept, text_column), used or SIMILARITY)
-    return _collect(dataset, examples[order], counts, changes, rejected, split, name or dataset.name, near, used, recipe)
+    same, name = duplicate_columns or [f for f in fields if f in frame] or [text_column], name or dataset.name
+    with using(engine), scratch(workspace_dir(load_settings(), "cache", "rounds")/secrets.token_hex(8)):
+        kept, counts, lost, changes = run_steps(frame, checked, {"": [text_column], "drop_exact_duplicates": same}, report=on_progress)
+        if not len(kept): raise ParameterValueError(explain(f"The steps reject all {len(frame):,} rows", "", "Take one out or change its options"))
+        examples, unanswered = _write_examples(kept, tasks)
+        if not len(examples): raise ParameterValueError(explain(f"None of the {len(kept):,} rows has both a prompt and a completion", "",
+                                                                "Check the templates and their columns"))
+        if on_progress: on_progress(len(checked), len(checked) + 1, "splitting")
+        examples, undivided, used = _divide(examples, kept, text_column, split, group_by, similarity, time_column, seed, dataset.truth)
+        if dataset.truth is not None and "label_noise" in dataset.truth:
+            noisy = set(dataset.truth["id"][dataset.truth["label_noise"]])
+            examples["clean"] = ~examples["row"].isin(noisy)
+        read = pd.DataFrame({"id": "row " + dataset.rejected["row"].astype("str"), "step": "read", "reason": dataset.rejected["reason"]})
+        rejected = pd.concat([read, lost, unanswered.assign(step="examples"), undivided.assign(step="split")], ignore_index=True)[["id", "step", "reason"]]
+        near, leaked = count_near_leaks(*_sides(examples, kept, text_column), used or SIMILARITY), count_leaks(examples)
+        examples = examples[[c for c in ("id", "row", "task", "prompt", "completion", "split", "group", "clean") if c in examples]]
+        return _collect(dataset, examples, counts, changes, rejected, split, name, leaked, near, used, recipe)
+
+def _with_ids(dataset, fields):
+    "The rows with a name each: their own where every row has another one."
+    frame = dataset.frame
+    if "id" in frame and frame["id"].is_unique and frame["id"].notna().all(): return frame.assign(id=frame["id"].astype("str"))
+    if "id" in fields: raise ParameterValueError(explain("A template has the field {id}, and the column id has gaps or repeats values", "The column id names the rows of a dataset", "Give the column another name and use that in the template"))
+    return frame.assign(id=pd.Series([f"{dataset.name}-{i}" for i in range(len(frame))], dtype="str"))
+
+def _write_block(given, store):
+    "The examples of one task of some rows, with their prompts' keys, and the rejected."
+    packed, task, several = given
+    examples, lost = make_examples(unpack(packed, store.get), task)
+    if several: examples, lost = (part.assign(id=part["id"] + f"/{next(iter(task))}") for part in (examples, lost))
+    return pack(examples.assign(key=pd.Series(prompt_keys(examples["prompt"]), dtype="str")), store.put), lost
+
+def _write_examples(kept, tasks):
+    "Examples of all tasks, task after task, with their prompts' keys; and the rejected."
+    engine, edges, disk = load_engine(), frame_edges(kept), on_disk(kept)
+    with engine.store(disk) as store:
+        items = [(pack(kept.iloc[a:b]), {task: pair}, len(tasks) > 1) for task, pair in tasks.items() for a, b in pairwise(edges)]
+        blocks = engine.map(_write_block, items, store, processes=len(kept) >= 20_000)
+        return join_frames((unpack(packed, store.get) for packed, _ in blocks), disk), pd.concat([lost for _, lost in blocks], ignore_index=True)
 
 def _read(dataset, text_column, tasks, checked):
     "The dataset with the columns that templates name as text, and these names; steps may make further columns."
@@ -161,23 +191,30 @@ def _divide(examples, kept, text_column, split, group_by, similarity, time_colum
     if group_by: more.append(dict(zip(ids, kept[group_by].astype("object").where(kept[group_by].notna(), None).map(str, na_action="ignore"))))
     # The sample knows its near-duplicates: a group that is meant to hold a thread together holds them too.
     if group_by and truth is not None and "near_duplicate_of" in truth: more.append({row: parent or row for row, parent in zip(truth["id"].astype("str"), truth["near_duplicate_of"])})
-    examples["group"], used = group_examples(examples, dict(zip(ids, kept[text_column])), more, similarity, min(split.values()) / 2)
+    examples["group"], used = group_examples(examples, kept[text_column].set_axis(ids), more, similarity, min(split.values()) / 2)
     divided, late = divide(examples, split, dict(zip(ids, kept[time_column])) if time_column else None, seed)
     fine, copies = keep_made_in_train(divided, made_from)
     return fine, pd.concat([late, copies], ignore_index=True), used
 
 def _sides(examples, kept, text_column):
-    "The text and the split of each row that became an example."
-    sides = examples.drop_duplicates("row").set_index("row")["split"].reindex(kept["id"]).dropna()
-    return kept.set_index("id")[text_column].reindex(sides.index).tolist(), sides
+    "The text of each row, and its split, missing where it became no example."
+    return kept[text_column], examples.drop_duplicates("row").set_index("row")["split"].reindex(kept["id"]).reset_index(drop=True)
 
-def _collect(dataset, examples, counts, changes, rejected, split, name, near, used, recipe):
+def _collect(dataset, examples, counts, changes, rejected, split, name, leaked, near, used, recipe):
     "The result, its splits saved."
-    parts = {part: examples[examples["split"] == part].reset_index(drop=True) for part in split}
-    outputs = {part: save_snapshot(make_dataset(rows, f"{name}.{part}"), recipe={"function": "prepare", **recipe}, parent=dataset.reference) for part, rows in parts.items()}
+    outputs, sizes, clean = {}, {}, {}
+    for part in split:
+        rows = make_dataset(take_rows(examples, (examples["split"] == part).to_numpy()), f"{name}.{part}")
+        outputs[part] = save_snapshot(rows, recipe={"function": "prepare", **recipe}, parent=dataset.reference)
+        sizes[part] = len(rows)
+        if "clean" in rows.frame: clean[part] = int(rows.frame["clean"].sum())
     summary = {"dataset": dataset.reference, "n_rows": len(dataset), "n_rows_kept": int(examples["row"].nunique()), "n_added": int(counts["added"].sum()), "n_rejected": len(rejected),
-               "n_examples": len(examples), **{f"n_{part}": len(rows) for part, rows in parts.items()},
-               "n_groups": int(examples["group"].nunique()), "n_tasks": int(examples["task"].nunique()), "n_leaked": count_leaks(examples),
+               "n_examples": len(examples), **{f"n_{part}": n for part, n in sizes.items()},
+               "n_groups": int(examples["group"].nunique()), "n_tasks": int(examples["task"].nunique()), "n_leaked": leaked,
                "n_nearly_leaked": near, "similarity": used}
-    if "clean" in examples and "test" in parts: summary["n_clean_test"] = int(parts["test"]["clean"].sum())
+    if "test" in clean: summary["n_clean_test"] = clean["test"]
+    # What lies in the scratch folder is laid where it stays, under the digests of what it holds.
+    if on_disk(examples):
+        place = workspace_dir(load_settings(), "cache", "prepared")/hashlib.sha256(json.dumps(outputs).encode()).hexdigest()[:24]
+        examples = open_frame(write_frames((examples.iloc[a:b] for a, b in pairwise(frame_edges(examples))), place))
     return Prepared(summary, examples, counts, changes, rejected, outputs, recipe)

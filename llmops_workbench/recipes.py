@@ -9,13 +9,19 @@ rejected, and what changed in which row. Nothing is lost: rows in and rows added
 __all__ = ['STEPS', 'read_steps', 'run_steps']
 
 # %% ../nbs/09_recipes.ipynb #2ebaaa53
+from itertools import pairwise
+
+import numpy as np
 import pandas as pd
 
 from .datasets import require_columns
+from .engines import load_engine
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
+from .mapped import join_frames, on_disk, pack, unpack, utf8_column
 from .params import check_parameters
 from .reshaping import RESHAPING
 from .steps import CLEANING
+from .text import frame_edges
 
 # %% ../nbs/09_recipes.ipynb #7a17f938
 STEPS = {**CLEANING, **RESHAPING}  # Every step by name
@@ -35,6 +41,36 @@ def read_steps(
         read.append((STEPS[name], check_parameters(STEPS[name].parameters, options or {}, f"step {name}"), off))
     return read
 
+def _run_block(given, store):
+    "A step applied to some rows: the rows kept, the rejected, rows added, how many rows changed, and the first of the changes."
+    packed, name, place, columns, options, n_changes = given
+    frame = unpack(packed, store.get)
+    kept, lost, added, changed = _apply(STEPS[name], frame, columns, options, place)
+    return pack(kept, store.put), lost, added, changed["id"].nunique(), _first(changed, n_changes)
+
+def _apply(step, frame, columns, options, place):
+    kept, lost = step.function(frame, columns, **options)
+    added = int((~kept["id"].isin(frame["id"])).sum())
+    known = lost["id"].isin(frame["id"]).sum()
+    assert len(frame) + added == len(kept) + known and kept["id"].is_unique, f"{step.name} lost count of its rows"
+    return kept, lost, int(added + len(lost) - known), _changes(frame, kept, place, step.name)
+
+def _first(changes, n): return changes[changes["id"].isin(changes["id"].drop_duplicates().head(n))]
+
+_SHARED_ROWS = 20_000  # From here on it pays to start other processes
+
+def _apply_in_blocks(step, frame, columns, options, place, n_changes):
+    "A step that looks at each row alone, in blocks; the same for every engine."
+    edges, engine, disk = frame_edges(frame), load_engine(), on_disk(frame)
+    if len(edges) == 2 and engine.name == "local":
+        kept, lost, added, changed = _apply(step, frame, columns, options, place)
+        return kept, lost, added, changed["id"].nunique(), _first(changed, n_changes)
+    with engine.store(disk) as store:
+        blocks = engine.map(_run_block, [(pack(frame.iloc[a:b]), step.name, place, columns, options, n_changes) for a, b in pairwise(edges)], store, processes=len(frame) >= _SHARED_ROWS)
+        kept = join_frames((unpack(packed, store.get) for packed, *_ in blocks), disk)
+    lost, added, changed, told = zip(*(rest for _, *rest in blocks))
+    return kept, pd.concat(lost, ignore_index=True), sum(added), sum(changed), _first(pd.concat(told, ignore_index=True), n_changes)
+
 def run_steps(
     frame:pd.DataFrame, # Rows with a column id
     steps:list,         # What `read_steps` returned
@@ -50,14 +86,13 @@ def run_steps(
         if off or not len(frame):
             counts.append((step.name, len(frame), 0, len(frame), 0, 0, off))
             continue
-        require_columns(frame, columns.get(step.name, columns[""]), step.name)
-        kept, lost = step.function(frame, columns.get(step.name, columns[""]), **options)
-        added = int((~kept["id"].isin(frame["id"])).sum())
-        known = lost["id"].isin(frame["id"]).sum()
-        assert len(frame) + added == len(kept) + known and kept["id"].is_unique, f"{step.name} lost count of its rows"
-        changed = _changes(frame, kept, place, step.name)
-        counts.append((step.name, len(frame), added + len(lost) - known, len(kept), len(lost), changed["id"].nunique(), False))
-        changes.append(changed[changed["id"].isin(changed["id"].drop_duplicates().head(n_changes))])
+        looked_at = require_columns(frame, columns.get(step.name, columns[""]), step.name)
+        if step.by_row(options): kept, lost, added, n_changed, told = _apply_in_blocks(step, frame, looked_at, options, place, n_changes)
+        else:
+            kept, lost, added, changed = _apply(step, frame, looked_at, options, place)
+            n_changed, told = changed["id"].nunique(), _first(changed, n_changes)
+        counts.append((step.name, len(frame), added, len(kept), len(lost), n_changed, False))
+        changes.append(told)
         rejected.append(lost.assign(step=step.name))
         frame = kept
     lost = pd.concat([pd.DataFrame({"id": [], "step": [], "reason": []}, dtype="str"), *rejected], ignore_index=True)
@@ -68,13 +103,20 @@ _CHANGES = ["step", "name", "id", "column", "before", "after"]
 
 def _changes(before, after, place, name):
     "Cells of text that a step wrote anew, by row."
-    before = before.set_index(before["id"].astype("str"))
-    after = after[after["id"].astype("str").isin(before.index)]
-    ids, found = after["id"].astype("str"), []
+    ids, found = pd.Index(before["id"].astype("str")), []
+    rows = ids.get_indexer(after["id"].astype("str"))
+    kept = np.flatnonzero(rows >= 0)
     for column in after:
         if column == "id" or column not in before or after[column].dtype != "str": continue
-        old, new = before[column].reindex(ids).to_numpy(), after[column].to_numpy()
-        was, now = pd.Series(old).fillna("").astype("str"), pd.Series(new).fillna("").astype("str")
-        differs = (was != now).to_numpy()
-        if differs.any(): found.append(pd.DataFrame({"step": place, "name": name, "id": ids.to_numpy()[differs], "column": column, "before": was[differs].to_numpy(), "after": now[differs].to_numpy()}))
+        # Texts that no step has touched are the same bytes.
+        if after[column] is before[column] or len(kept) == len(rows) == len(before) and _same_bytes(before[column], after[column]): continue
+        for at in range(0, len(kept), 10_000):
+            part = kept[at:at + 10_000]
+            was, now = (side.fillna("").astype("str").to_numpy() for side in (before[column].iloc[rows[part]], after[column].iloc[part]))
+            differs = was != now
+            if differs.any(): found.append(pd.DataFrame({"step": place, "name": name, "id": ids[rows[part]][differs], "column": column, "before": was[differs], "after": now[differs]}))
     return pd.concat(found, ignore_index=True) if found else pd.DataFrame(columns=_CHANGES)
+
+def _same_bytes(before, after):
+    (a, starts), (b, ends) = utf8_column(before), utf8_column(after)
+    return a.ctypes.data == b.ctypes.data and len(a) == len(b) and np.array_equal(starts, ends)

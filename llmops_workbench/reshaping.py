@@ -90,7 +90,7 @@ def _made(rows, numbers, what):
     names[new] = _fresh([f"{i}~{what}{n + 1}" for i, n in zip(names[new], numbers[new])], names[~new])
     return rows.assign(made_from=np.where(new, np.where(before.fillna("") == "", ids, before.fillna("")), before.fillna("")), id=names).astype({"id": "str", "made_from": "str"}).reset_index(drop=True)
 
-@step("tokens", RESHAPING)
+@step("tokens", RESHAPING, by_row=False)
 def pack_tokens(
     frame, columns,
     maximum:Annotated[int, Between(1, None)]=512, # Tokens of a packed text at most
@@ -132,7 +132,7 @@ def _not_id(name):
     if name == "id": raise ParameterValueError(explain("map_columns changes 'id'", "Rows are told apart by it from the first step to the last", "Copy it into another column with fill"))
     return True
 
-@step("columns", RESHAPING)
+@step("columns", RESHAPING, by_row=False)
 def open_json(
     frame, columns,
     column:str="",       # Column of JSON objects
@@ -191,7 +191,7 @@ def _ranks(frame, seed):
     "A number for each row that depends on its id and the seed alone, so that the order of rows decides nothing."
     return np.array([int.from_bytes(hashlib.blake2b(f"{seed}\x1f{i}".encode("utf-8", "surrogatepass"), digest_size=8).digest()) for i in frame["id"].astype("str")], "uint64")
 
-@step("balance", RESHAPING)
+@step("balance", RESHAPING, by_row=False)
 def balance(
     frame, columns,
     column:str="",    # Column whose values should be as frequent as one another
@@ -214,7 +214,7 @@ def balance(
     numbers = np.arange(len(rows)) - np.repeat(np.cumsum(np.append(0, 1 + copies))[:-1], 1 + copies)
     return keep_all(_made(frame.iloc[rows], numbers, "copy"))
 
-@step("balance", RESHAPING)
+@step("balance", RESHAPING, by_row=False)
 def sample(
     frame, columns,
     n:Annotated[int, Between(0, None)]=0,       # Rows to keep; 0: by share
@@ -230,7 +230,7 @@ def sample(
     return reject(frame, (ranks.groupby(values).rank(method="first") > (values.map(values.value_counts()) * wanted / max(len(frame), 1)).round().clip(lower=1)).to_numpy(), "not drawn")
 
 # %% ../nbs/09_reshaping.ipynb #f0fbb1f6
-@step("synthetic", RESHAPING)
+@step("synthetic", RESHAPING, by_row=False)
 def synthesise(
     frame, columns,
     model:str="starter",  # Model that writes

@@ -21,9 +21,10 @@ import numpy as np
 import pandas as pd
 
 from .datasets import read_dataset
-from .duplicates import SIMILARITY, clusters, near_duplicates
+from .duplicates import SIMILARITY, clusters, exact_duplicates, near_duplicates
 from .errors import ParameterValueError, explain
 from .escaping import visible
+from .mapped import take_rows
 from .params import Between, parameters_of
 from .pseudonyms import pseudonymise as put_false_names
 from .safety import find_pii
@@ -42,17 +43,19 @@ class Step:
     parameters:dict    # Option -> `params.Parameter`
     help:str           # One sentence
     group:str          # What it belongs to
+    by_row:object      # (options) -> whether blocks of rows may be done apart
 
 CLEANING = {}  # The steps of this page by name
 
 def step(
     group:str,  # What it belongs to
     steps:dict, # Where it is listed
+    by_row=True, # Whether what becomes of a row depends on that row alone; or a function that tells it from the options
 ):              # A decorator
     "Register a function under its own name; what its signature declares after `frame, columns` are its options."
     def register(function):
         options = parameters_of(function, given=("frame", "columns"))
-        steps[function.__name__] = Step(function.__name__, function, options, inspect.getdoc(function), group)
+        steps[function.__name__] = Step(function.__name__, function, options, inspect.getdoc(function), group, by_row if callable(by_row) else lambda options: by_row)
         return function
     return register
 
@@ -64,7 +67,7 @@ def reject(
     "Divide rows."
     rows = np.asarray(rows, bool)
     reasons = reason if isinstance(reason, str) else np.asarray(reason, "object")[rows]
-    return frame[~rows], pd.DataFrame({"id": frame["id"][rows].astype("str"), "reason": reasons}).astype("str").reset_index(drop=True)
+    return take_rows(frame, ~rows), pd.DataFrame({"id": frame["id"][rows].astype("str"), "reason": reasons}).astype("str").reset_index(drop=True)
 
 def keep_all(frame):
     "All rows, and no rejected one."
@@ -76,7 +79,7 @@ def _mapped(frame, columns, function):
 
 def _joined(frame, columns):
     "What a row says in its columns, as one text."
-    if len(columns) == 1: return frame[columns[0]].fillna("").astype("str").reset_index(drop=True)
+    if len(columns) == 1: return text_buffer(frame[columns[0]]).series()
     return pd.Series([" ".join(row) for row in frame[list(columns)].fillna("").astype("str").to_numpy()], dtype="str")
 
 # %% ../nbs/09_steps.ipynb #ab9210e7
@@ -165,13 +168,15 @@ def filter_length(
     return reject(frame, short | long, np.where(short, f"shorter than {minimum:,} {unit}", f"longer than {maximum:,} {unit}"))
 
 # %% ../nbs/09_steps.ipynb #571443db
-@step("duplicates", CLEANING)
+@step("duplicates", CLEANING, by_row=False)
 def drop_exact_duplicates(frame, columns):
     "Keep the first of the rows that are the same in all columns."
-    firsts = frame["id"].astype("str").groupby([frame[c].fillna("") for c in columns], sort=False).transform("first")
-    return reject(frame, frame.duplicated(list(columns)), "the same as " + firsts)
+    values = [exact_duplicates(text_buffer(frame[c])) if frame[c].dtype == "str" else pd.factorize(frame[c])[0] for c in columns]
+    keys = pd.DataFrame({2 * at + side: part for at, (c, codes) in enumerate(zip(columns, values)) for side, part in enumerate((codes, frame[c].isna().to_numpy()))})
+    first = pd.Series(np.arange(len(frame))).groupby([keys[c] for c in keys], sort=False).transform("first").to_numpy()
+    return reject(frame, first != np.arange(len(frame)), ("the same as " + frame["id"].iloc[first].astype("str")).to_numpy())
 
-@step("duplicates", CLEANING)
+@step("duplicates", CLEANING, by_row=False)
 def drop_near_duplicates(
     frame, columns,
     similarity:Annotated[float, Between(0.05, 1)]=SIMILARITY, # Least share of word pairs in common
@@ -188,7 +193,7 @@ def drop_near_duplicates(
     stays[cluster[heads]] = heads
     return reject(frame, stays[cluster] != places, ("nearly the same as " + frame["id"].iloc[stays[cluster]].astype("str")).to_numpy())
 
-@step("duplicates", CLEANING)
+@step("duplicates", CLEANING, by_row=False)
 def drop_overlap(
     frame, columns,
     against:str="",      # Dataset, snapshot or path whose texts must not occur
@@ -202,7 +207,7 @@ def drop_overlap(
     return reject(frame, found != "", [f"also stands in {other.reference} as {name}" for name in found])
 
 # %% ../nbs/09_steps.ipynb #5dc0dae8
-@step("personal data", CLEANING)
+@step("personal data", CLEANING, by_row=lambda options: options.get("mode") != "number")
 def redact(
     frame, columns,
     mode:Literal["label", "number", "mask"]="label", # [EMAIL], or [EMAIL_2] with the same number for the same value, or asterisks
@@ -210,7 +215,7 @@ def redact(
     "Take personal data, keys and passwords out of texts and write what they were in their place."
     return keep_all(frame.assign(**{c: pd.Series(take_out(frame[c], mode=mode), index=frame.index, dtype="str") for c in columns}))
 
-@step("personal data", CLEANING)
+@step("personal data", CLEANING, by_row=False)
 def pseudonymise(
     frame, columns,
     seed:int=0,    # Same seed, same false values

@@ -9,8 +9,8 @@ numbers; `mend_encoding` undoes a wrong decoding. Large columns go through numba
 
 # %% auto #0
 __all__ = ['BLOCK_ROWS', 'BLOCK_BYTES', 'KINDS', 'BYTE_KIND', 'NUMBA_BYTES', 'HASH_BASE', 'BYTE_HASHES', 'MIX_CONSTANTS',
-           'TextBuffer', 'block_edges', 'text_buffer', 'draw_rows', 'blank_rows', 'use_numba', 'compiling_pays',
-           'compiled', 'mix', 'hash_spans', 'mend_encoding']
+           'TextBuffer', 'block_edges', 'text_buffer', 'frame_edges', 'draw_rows', 'blank_rows', 'use_numba',
+           'compiling_pays', 'compiled', 'mix', 'hash_spans', 'mend_encoding']
 
 # %% ../nbs/04_text.ipynb #14bbe482
 import os
@@ -80,6 +80,13 @@ def text_buffer(
     try: return TextBuffer(*utf8_column(column))
     except UnicodeEncodeError: return TextBuffer(*utf8_column(column.map(lambda cell: cell and re.sub("[\ud800-\udfff]", "\ufffd", cell))))
 
+
+def frame_edges(
+    frame:pd.DataFrame,
+) -> list: # As `block_edges`
+    "Blocks of a frame by all its texts."
+    texts = [text_buffer(frame[name]).offsets for name in frame if frame[name].dtype == "str"]
+    return block_edges(np.sum(texts, axis=0) if texts else np.zeros(len(frame) + 1, "int64"))
 
 def draw_rows(
     buffer:TextBuffer,
