@@ -2,7 +2,6 @@
 
 import json
 import os
-import re
 import subprocess
 import sys
 import time
@@ -19,7 +18,6 @@ from llmops_workbench.duplicates import near_duplicates
 from llmops_workbench.engines import Local, Ray, load_engine
 from llmops_workbench.errors import MissingDependencyError, ParameterValueError
 from llmops_workbench.helpdesk import generate_helpdesk
-from llmops_workbench.mapped import place_of, utf8_column
 from llmops_workbench.profiling import Profile, profile
 from llmops_workbench.settings import load_settings
 from llmops_workbench.text import block_edges, text_buffer
@@ -28,7 +26,7 @@ from llmops_workbench.twins import find_duplicates, find_overlap_within
 ROOT = Path(__file__).resolve().parent.parent
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def cluster():
     "Two machines of one core each, on this one; their processes import the package that is tested."
     pytest.importorskip("ray")
@@ -82,14 +80,6 @@ def refuse(n):
     if n == 3:
         raise ParameterValueError("3 is too many")
     return n
-
-
-def unsendable(n): raise OddError(n, "needs two words")
-
-
-class OddError(Exception):
-    "An error that cannot be made again from what it says."
-    def __init__(self, number, words): super().__init__(f"{number}: {words}")
 
 
 def test_results_are_in_the_order_of_the_items(mapped):
@@ -148,6 +138,21 @@ def where(n):
     import llmops_workbench
     time.sleep(0.3)
     return ray.get_runtime_context().get_node_id(), llmops_workbench.__file__
+
+
+def die_once(given):
+    n, folder = given
+    mark = Path(folder) / str(n)
+    if n == 2 and not mark.exists():
+        mark.touch()
+        os._exit(1)
+    return n * n
+
+
+def test_what_a_lost_process_had_to_do_is_done_again(cluster, tmp_path):
+    told = []
+    assert Ray().map(die_once, [(n, str(tmp_path)) for n in range(5)], on_done=lambda *state: told.append(state)) == [0, 1, 4, 9, 16]
+    assert (tmp_path / "2").exists() and told == [(n, 5) for n in range(1, 6)]
 
 
 def test_both_machines_work(cluster):
@@ -234,6 +239,16 @@ def test_a_profile_of_chats_is_the_same_on_a_cluster(cluster, tmp_path, monkeypa
 
 
 @pytest.mark.slow
+def test_what_is_learnt_from_some_rows_is_applied_to_the_others(cluster, blocks, tmp_path, monkeypatch):
+    monkeypatch.setattr("llmops_workbench.labels.MOST_LEARNT", 300)
+    monkeypatch.setattr("llmops_workbench.topics._LAID_OUT", 250)
+    folder = write_parts(tickets(), tmp_path / "tickets")
+    here, there = (profile(folder, tokenizer=None, signals=["labels", "topics"], engine=engine) for engine in ("local", "ray"))
+    same_profile(here, there)
+    assert here.frame[["x", "y"]].notna().all(axis=None) and len(here.topics) > 1
+
+
+@pytest.mark.slow
 def test_other_data_is_compared_on_a_cluster(cluster, blocks, tmp_path):
     frame = tickets(400).drop(columns="split").dropna(subset="text")
     train, test = frame.iloc[:300], frame.iloc[250:]
@@ -241,6 +256,114 @@ def test_other_data_is_compared_on_a_cluster(cluster, blocks, tmp_path):
     here, there = (profile(str(parts[0]), tokenizer=None, signals=["duplicates"], compare_with=str(parts[1]), engine=engine) for engine in ("local", "ray"))
     same_profile(here, there)
     assert here.summary["n_overlap"] >= 49
+
+
+# --- memory ------------------------------------------------------------------------------------------------------------
+
+DRIVER = """
+import json, os, sys, time
+import pandas as pd
+from llmops_workbench.engines import load_engine
+from llmops_workbench.profiling import profile
+
+def warm(n):
+    "All that the work imports, and its compiled functions."
+    import os, time
+    import pandas as pd
+    os.environ["LLMOPS_NUMBA"] = "1"
+    from llmops_workbench.profiling import profile
+    profile(pd.DataFrame({"text": ["a b c d", "a b c d e", "x"] * 5}), tokenizer=None, signals=SIGNALS)
+    del os.environ["LLMOPS_NUMBA"]
+    time.sleep(0.5)
+    return os.getpid()
+
+SIGNALS = ["lengths", "characters", "duplicates"]
+engine = load_engine("ray")
+profile(sys.argv[1], tokenizer=None, signals=SIGNALS, engine=engine)
+warm(0)
+print(json.dumps([os.getpid(), sorted(set(engine.map(warm, list(range(8)))))]), flush=True)
+for folder in sys.argv[2:]:
+    sys.stdin.readline()
+    found = profile(folder, tokenizer=None, signals=SIGNALS, engine=engine)
+    print(json.dumps({name: found.summary[name] for name in ("n_rows", "mean_words", "n_near_duplicates", "n_exact_duplicates")}), flush=True)
+sys.stdin.readline()
+"""
+
+
+def anonymous(pid):
+    "Bytes of memory that belong to a process alone and to no file; None if it has gone."
+    try:
+        return next((int(line.split()[1]) * 1024 for line in Path(f"/proc/{pid}/status").read_text().splitlines() if line.startswith("RssAnon")), None)
+    except OSError:
+        return None
+
+
+def workers_of(raylets):
+    "The processes that do the work of these machines."
+    for place in Path("/proc").glob("[0-9]*"):
+        try:
+            parent = int((place / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent in raylets and (place / "cmdline").read_bytes().startswith(b"ray::"):
+                yield int(place.name)
+        except OSError:
+            continue
+
+
+def write_texts(folder, letters):
+    "10 files of 3,000 texts for each letter, five exact and five near duplicates in each 3,000 texts; gives the bytes of all texts."
+    rng, words, n_bytes = np.random.default_rng(0), np.array([f"w{i}" for i in range(3000)], dtype="object"), 0
+    folder.mkdir()
+    for at in range(10):
+        texts = [" ".join(row) for row in words[rng.integers(0, 3000, (3000, 400))]]
+        texts[10:15], texts[15:20] = texts[:5], [f"{one} again" for one in texts[5:10]]
+        n_bytes += len(letters) * sum(map(len, texts))
+        for letter in letters:
+            pd.DataFrame({"text": [one.replace("w", letter) for one in texts]}).to_parquet(folder / f"{letter}{at}.parquet")
+    return n_bytes
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_what_is_held_does_not_grow_with_the_texts(cluster, tmp_path, workspace):
+    small, large = write_texts(tmp_path / "small", "w"), write_texts(tmp_path / "large", "abcd")
+    write_parts(pd.DataFrame({"text": ["a b c d", "a b c d e", "x"] * 5}), tmp_path / "tiny")
+    raylets = {info.process.pid for node in cluster.list_all_nodes() for info in node.all_processes["raylet"]}
+    env = {**os.environ, "RAY_ADDRESS": cluster.address, "LLMOPS_WORKSPACE": str(workspace)}
+    driver = subprocess.Popen([sys.executable, "-c", DRIVER, *(str(tmp_path / name) for name in ("tiny", "small", "large"))], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env)
+    held = []
+    try:
+        pid, warm = json.loads(driver.stdout.readline())
+        start = {one: anonymous(one) for one in (pid, *warm)}
+        least = min(start[one] for one in warm)
+        os.set_blocking(driver.stdout.fileno(), False)
+        for n_bytes, n_rows in ((small, 30_000), (large, 120_000)):
+            peak, began, told = {}, time.time(), ""
+            driver.stdin.write("go\n")
+            driver.stdin.flush()
+            while not told and driver.poll() is None:
+                for one in (pid, *workers_of(raylets)):
+                    now = anonymous(one)
+                    if now is not None:
+                        # A worker that came later is measured from what the others had after their imports.
+                        peak[one] = max(peak.get(one, 0), now - start.get(one, least))
+                told = driver.stdout.readline()
+                time.sleep(0.05)
+            seconds, mine = time.time() - began, peak.pop(pid)
+            workers = sorted((grown for grown in peak.values() if grown > 1e6), reverse=True)
+            print(f"\n{n_bytes / 1e6:.0f} MB of texts in {seconds:.1f} s: the driver had {start[pid] / 1e6:.0f} MB and grew by {mine / 1e6:.0f} MB, "
+                  f"workers had {least / 1e6:.0f} MB and grew by {', '.join(f'{grown / 1e6:.0f}' for grown in workers)} MB", end="")
+            found = json.loads(told)
+            assert found == {"n_rows": n_rows, "mean_words": pytest.approx(400, abs=0.1), "n_near_duplicates": n_rows // 600, "n_exact_duplicates": n_rows // 600}
+            assert workers[0] < 250e6
+            held.append((mine, workers[0]))
+        driver.stdin.close()
+        driver.wait(30)
+    finally:
+        driver.kill()
+        driver.wait()
+    assert held[1][0] < large
+    for before, after in zip(*held):
+        assert after - before < (large - small) / 4
 
 
 # --- pairs -------------------------------------------------------------------------------------------------------------
