@@ -2619,6 +2619,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                          'llmops_workbench/widgets/recipe.py'),
                                                  'llmops_workbench.widgets.recipe.RecipeEditor._say': ( 'widgets/recipe.html#recipeeditor._say',
                                                                                                         'llmops_workbench/widgets/recipe.py'),
+                                                 'llmops_workbench.widgets.recipe.RecipeEditor._set': ( 'widgets/recipe.html#recipeeditor._set',
+                                                                                                        'llmops_workbench/widgets/recipe.py'),
                                                  'llmops_workbench.widgets.recipe.RecipeEditor._take': ( 'widgets/recipe.html#recipeeditor._take',
                                                                                                          'llmops_workbench/widgets/recipe.py'),
                                                  'llmops_workbench.widgets.recipe.RecipeEditor._toggle': ( 'widgets/recipe.html#recipeeditor._toggle',
