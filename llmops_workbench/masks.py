@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from .checkpoints import find_base, find_model, read_config
+from .checkpoints import find_model, read_config
 from .display import Html, escape
 from .models import import_transformers
 from .sequences import encode_examples
@@ -36,7 +36,11 @@ def loss_mask(
 
 def _endings(folder):
     "In place of the network what its files say of the tokens that end an answer; of an adapter those of its base."
-    while read_config(folder, "adapter_config.json"): folder = find_base(folder)
+    seen = []
+    while folder not in seen and (adapter := read_config(folder, "adapter_config.json")):
+        seen.append(folder)
+        # `find_base` would read all of its weights.
+        folder = find_model(read_config(folder, "workbench.json").get("base_model") or adapter.get("base_model_name_or_path") or "")
     said = read_config(folder, "generation_config.json") or read_config(folder, "config.json")
     return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=said.get("eos_token_id")))
 
