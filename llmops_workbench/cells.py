@@ -178,7 +178,7 @@ def _tidy(series, name, notes):
     # Arrow has checked these already; a column of Python strings may still hold half of a surrogate pair.
     if isinstance(dtype, pd.StringDtype) and dtype.storage == "pyarrow": return series.astype("str")
     if pd.api.types.is_bool_dtype(dtype): return series.astype("boolean" if series.isna().any() else "bool")
-    if pd.api.types.is_integer_dtype(dtype) and not (series.max() > 2**63 - 1):
+    if pd.api.types.is_integer_dtype(dtype) and not (series > 2**63 - 1).any():
         return series.astype("Int64" if series.isna().any() else "int64")
     if pd.api.types.is_float_dtype(dtype): return series.astype("float64")
     if pd.api.types.is_datetime64_dtype(dtype): return _microseconds(series)

@@ -28,15 +28,18 @@ ROLES = ("system", "user", "assistant", "tool")
 _MARKED = re.compile(r"<\|im_start\|>\s*(\w+)\s*\n(.*?)(?:<\|im_end\|>|(?=<\|im_start\|>)|\Z)", re.S)
 
 def _content(value):
-    "Content as text."
-    if isinstance(value, str): return value
-    if value is None: return ""
-    if isinstance(value, list): return "\n".join(_content(part) for part in value)
-    if isinstance(value, dict):
-        for key in ("text", "content", "value"):
-            if isinstance(value.get(key), (str, list)): return _content(value[key])
-        return f"[{value.get('type', 'object')}]"
-    return str(value)
+    "Content as text. Lists are opened one after the other: nobody says how deep they are."
+    said, todo = [], [value]
+    while todo:
+        value = todo.pop()
+        if isinstance(value, dict): value = next((value[key] for key in ("text", "content", "value") if isinstance(value.get(key), (str, list))), f"[{value['type'] if isinstance(value.get('type'), str) else 'object'}]")
+        if isinstance(value, list) and value: todo += reversed(value)
+        else: said.append("" if value is None or isinstance(value, list) else str(value))
+    return "\n".join(said)
+
+def _whole(text):
+    "Text without half of a surrogate pair, which JSON can say and no file can hold."
+    return text if text.isascii() else re.sub("[\ud800-\udfff]", "\ufffd", text)
 
 def _turn(message):
     "One turn, or None for what is none."
@@ -48,18 +51,21 @@ def _turn(message):
     parts = [_content(said)] if said is not None else []
     for call in calls if isinstance(calls, list) else []:
         function = call.get("function") if isinstance(call, dict) else None
-        if isinstance(function, dict): parts.append(f"[calls {function.get('name')} with {_content(function.get('arguments'))}]")
-    return {"role": _ROLES.get(role.strip().lower(), role.strip().lower()), "content": "\n".join(part for part in parts if part)}
+        if isinstance(function, dict): parts.append(f"[calls {_content(function.get('name')) or 'a function'} with {_content(function.get('arguments'))}]")
+    return _said(role.strip(), "\n".join(part for part in parts if part))
+
+def _said(role, content): return {"role": _ROLES.get(role.lower(), _whole(role.lower())), "content": _whole(content)}
 
 def read_chat(
     value, # A cell: JSON text, a list of messages, an object that holds one, or text with <|im_start|> markers
 ) -> list: # Turns, each {"role", "content"}; None if it is no chat
     "Read one conversation in any of the usual forms; never raises."
     if isinstance(value, str):
-        if "<|im_start|>" in value: return [{"role": _ROLES.get(role.lower(), role.lower()), "content": said.strip()} for role, said in _MARKED.findall(value)] or None
-        if not value.lstrip()[:1] in ("[", "{"): return None
-        try: value = parse_json(value)
-        except ValueError: return None
+        text = value
+        # In JSON a marker is something that is said.
+        try: value = parse_json(value) if value.lstrip()[:1] in ("[", "{") else None
+        except ValueError: value = None
+        if value is None: return [_said(role, said.strip()) for role, said in _MARKED.findall(text)] or None
     if isinstance(value, dict): value = next((value[key] for key in ("messages", "conversations", "conversation", "turns", "dialog") if isinstance(value.get(key), list)), None)
     if not isinstance(value, (list, tuple)) or not len(value): return None
     turns = [_turn(message) for message in value]

@@ -90,7 +90,9 @@ def _column_findings(found, source, texts, columns, keys, valid, weeks):
     "What the columns beside the text say."
     for row in columns.itertuples():
         if row.missing and row.column not in valid:
-            found.add("medium", f"Column '{row.column}' has gaps", source[row.column].isna().to_numpy(), where=[{"column": row.column, "missing": True}])
+            # Beside the signals a column that is called like one of them is not seen.
+            flag = f"missing: {row.column}" if row.column in found.frame else None
+            found.add("medium", f"Column '{row.column}' has gaps", source[row.column].isna().to_numpy(), flag, where=[{"column": row.column, "missing": True}])
         if row.distinct == 1 and len(source) > 1: found.add("low", f"Column '{row.column}' has the same value in every row")
         values = source[row.column]
         if row.kind == "number" and values.dtype.kind == "f": found.add("high", f"Column '{row.column}' holds infinite numbers", np.isinf(values.to_numpy()), f"infinite: {row.column}")
@@ -102,7 +104,8 @@ def _column_findings(found, source, texts, columns, keys, valid, weeks):
         for key in keys[name].itertuples():
             if 0.8 <= key.share < 1 and "." not in key.key: found.add("low", f"Key '{key.key}' of '{name}' is missing in {1 - key.share:.1%} of the objects")
             if ", " in key.types.replace(", null", "").replace("null, ", ""): found.add("low", f"Key '{key.key}' of '{name}' holds values of different types: {key.types}")
-    gaps = weeks["week"][weeks["rows"] == 0].dt.strftime("%Y-%m-%d") if len(weeks) else pd.Series([], dtype="str")
+    # Over many years weeks are not counted, and one wrong date would leave nearly every year without a row.
+    gaps = weeks["week"][weeks["rows"] == 0].dt.strftime("%Y-%m-%d") if "week" in weeks and len(weeks) else pd.Series([], dtype="str")
     if len(gaps): found.add("low", f"Weeks without a row: {', '.join(gaps[:5])}")
 
 def _label_findings(found, name, labels, texts):
@@ -140,7 +143,7 @@ class Profile(Result):
     duplicates:pd.DataFrame  # id, other, kind, similarity
     topics:pd.DataFrame      # topic, rows, words
     turns:pd.DataFrame       # role, turns, characters (mean) of chats
-    weeks:pd.DataFrame       # week, rows
+    weeks:pd.DataFrame       # week, or month, year, decade, century or millennium (see `count_weeks`), rows
     categories:pd.DataFrame  # column, value, rows; the commonest values of columns with few
     rejected:pd.DataFrame    # row (number in the source, from 1), column, reason of what could not be read
 
@@ -208,9 +211,11 @@ def _figure_length(profile):
 def _figure_weeks(profile):
     import plotly.graph_objects as go
     from llmops_workbench.display import theme
-    weeks = profile.weeks
-    return theme(go.Figure(go.Bar(x=weeks["week"].dt.strftime("%Y-%m-%d").tolist(), y=weeks["rows"].tolist()),
-                           {"title": "Rows by week", "xaxis_title": "week beginning", "yaxis_title": "rows"}))
+    unit, weeks = profile.weeks.columns[0], profile.weeks
+    starts = weeks[unit].to_numpy()
+    # Where a year is the smallest thing that is told it is a number: no axis of dates goes beyond the years 1 to 9999.
+    x = starts.astype({"week": "datetime64[D]", "month": "datetime64[M]"}[unit]).astype("str") if unit in ("week", "month") else starts.astype("datetime64[Y]").astype("int64") + 1970
+    return theme(go.Figure(go.Bar(x=x.tolist(), y=weeks["rows"].tolist()), {"title": f"Rows by {unit}", "xaxis_title": f"{unit} beginning", "yaxis_title": "rows"}))
 
 _SHOWN_POINTS = 3000  # More dots in one picture hide each other
 
@@ -270,6 +275,8 @@ def _words(profile):
         lines.append(f"{row.severity.capitalize()}: {row.finding}{where}.{step}")
     return [*lines, *s["notes"]] if len(profile.findings) else [*lines, *s["notes"], "Nothing was found that needs mending."]
 
+_MANY = {"week": "weeks", "month": "months", "year": "years", "decade": "decades", "century": "centuries", "millennium": "millennia"}
+
 def _summary(dataset, text_column, result, max_length_tokens, notes):
     frame, findings = result["frame"], result["findings"]
     quantiles = {f"{name}_{unit}": round(float(value), 1) for unit in ("characters", "words", "tokens") if unit in frame for name, value in
@@ -283,7 +290,7 @@ def _summary(dataset, text_column, result, max_length_tokens, notes):
     languages = {"languages": {str(code): int(n) for code, n in frame["language"].value_counts().items() if code}} if "language" in frame else {}
     return {"dataset": dataset.reference, "n_rows": len(frame), "n_read_rejected": len(dataset.rejected), "text_column": text_column, **quantiles, **cut, **counts, **languages,
             "n_duplicate_clusters": int(frame["cluster"][frame["cluster"] != ""].nunique()), "n_duplicate_pairs": len(result["duplicates"]), "n_topics": len(result["topics"]),
-            "n_weeks": len(result["weeks"]), "n_findings": len(findings), **{f"n_{s}": int((findings["severity"] == s).sum()) for s in SEVERITIES}, "notes": notes}
+            f"n_{_MANY[result['weeks'].columns[0]]}": len(result["weeks"]), "n_findings": len(findings), **{f"n_{s}": int((findings["severity"] == s).sum()) for s in SEVERITIES}, "notes": notes}
 
 # %% ../nbs/10_profiling.ipynb #843bb3d0
 CHECKS = (*SIGNAL_GROUPS, "duplicates", "labels", "topics")
@@ -326,7 +333,7 @@ def profile(
     chosen = list(source) if columns is None else [text_column, *(c for c in require_columns(source, columns, "columns") if c != text_column)]
     # Texts are measured in the first half of the time, and compared in the second.
     report = on_progress or (lambda *state: None)
-    ids = source["id"].astype("str") if "id" in source and source["id"].is_unique else pd.Series([f"row {i + 1}" for i in range(len(source))], dtype="str")
+    ids = _row_names(source)
     described = describe_columns(source[chosen])
     keys, valid, counts = _open_json(source, described, engine)
     label, labels = label_values(source, label_column, keys) if "labels" in wanted else (None, None)
@@ -370,6 +377,11 @@ def profile(
 
 _KEYS = ["column", "key", "types", "share", "distinct", "top"]
 
+def _row_names(source):
+    "What rows are called: by their id where each has one of its own."
+    if "id" in source and source["id"].is_unique and source["id"].notna().all(): return source["id"].astype("str")
+    return pd.Series([f"row {i + 1}" for i in range(len(source))], dtype="str")
+
 def _read_chats(dataset, text_column, described, engine):
     "Signals of chats (a list of one frame, or of none), turns by role, and the texts to measure."
     source = dataset.frame
@@ -398,7 +410,7 @@ def _overlap(source, texts, ids, compare_with, text_column, similarity, pairs, e
     "For each row the same text elsewhere (None: nothing to compare with), and the name of where."
     if compare_with is not None:
         other = read_dataset(compare_with, text_column=text_column)
-        names = other.frame["id"].astype("str").tolist() if "id" in other.frame else [f"row {i + 1}" for i in range(len(other))]
+        names = _row_names(other.frame).tolist()
         return find_overlap(texts, other.frame[text_column], names, similarity, engine), other.reference
     split = source.get("split")
     if split is None or not {"train"} < set(split.dropna().astype("str").unique()): return None, ""

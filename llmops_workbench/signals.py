@@ -34,13 +34,17 @@ SIGNALS = {column: group for group, columns in {
 SIGNAL_GROUPS = tuple(dict.fromkeys(SIGNALS.values()))
 
 # %% ../nbs/09_signals.ipynb #54cb76d7
+# What counts as white space and is shown as a sign nevertheless: carriage return, form feed and the like.
+_SIGNS = np.isin(np.arange(256), [*b"\r\x0b\x0c", *range(0x1c, 0x20)])
+
 def _characters(texts, buffer):
     counts, plain = count_texts(buffer), texts.tolist()
     share = lambda part, whole="characters": (counts[part] / counts[whole].clip(lower=1)).round(4)
-    # Only a text with a byte beyond ASCII can be damaged in its encoding, or hide something that is no control character.
+    # Only a text with a byte beyond ASCII can be damaged in its encoding, or hide something that is neither a control character nor one of these signs.
     wide = counts["non_ascii"].to_numpy() > 0
     damaged = [mend_encoding(text)[1] + text.count("\ufffd") if w else 0 for text, w in zip(plain, wide)]
-    hidden = [(w or c) and visible(text) != text.replace("\r\n", "\n") for text, w, c in zip(plain, wide, counts["controls"])]
+    signs = np.diff(np.searchsorted(np.flatnonzero(_SIGNS[buffer.data]), buffer.offsets))
+    hidden = [suspect and visible(text) != text.replace("\r\n", "\n") for text, suspect in zip(plain, wide | (counts["controls"].to_numpy() + signs > 0))]
     return pd.DataFrame({"symbol_share": share("symbols"), "digit_share": share("digits"), "uppercase_share": share("uppercase", "letters"),
                          "non_ascii_share": share("non_ascii"), "non_letter_share": ((counts["symbols"] + counts["digits"]) / counts["characters"].clip(lower=1)).round(4),
                          "hidden": np.array(hidden, bool), "damaged": np.array(damaged, "int64")})

@@ -55,9 +55,31 @@ class Diff(Result):
     def tables(self): return {name: frame for name, frame in {"Changed": self.frame, "Added": self.added, "Removed": self.removed, "Columns": self.columns}.items() if len(frame)}
     def frames(self): return {"added": self.added, "removed": self.removed, "columns": self.columns}
 
-def _hashes(frame):
-    "A number for each row, of all it holds."
-    return pd.util.hash_pandas_object(frame.astype({name: "object" for name in frame if frame[name].dtype == object}), index=False).to_numpy()
+def _printed(values):
+    "Values as text, each by itself: how pandas prints a column of times depends on all of them."
+    if values.dtype.kind != "M": return values.astype("str")
+    return values.map(lambda at: str(at).removesuffix(" 00:00:00"), na_action="ignore").astype("str")
+
+def _numeric(dtype): return pd.api.types.is_numeric_dtype(dtype) and not pd.api.types.is_bool_dtype(dtype)
+
+def _numbers(values):
+    "Numbers as floats, and what whole numbers lose by that."
+    if values.dtype.kind == "f": return values.fillna(0).to_numpy("float64") + 0.0, np.zeros(len(values), "int64")
+    exact = values.fillna(0).to_numpy("int64")
+    near = exact.astype("float64")
+    return near, exact - np.minimum(near, 2.0**63 - 1024).astype("int64")
+
+def _alike(one, other):
+    "Two versions of a column as arrays that are equal where the values are, whatever their types."
+    if one.dtype.kind == other.dtype.kind == "M" and one.dtype == other.dtype: arrays = [(v.to_numpy().astype("int64"),) for v in (one, other)]
+    elif _numeric(one.dtype) and _numeric(other.dtype): arrays = [_numbers(one), _numbers(other)]
+    else: arrays = [(_printed(v).fillna("").to_numpy("object"),) for v in (one, other)]
+    return [pd.DataFrame({"there": v.notna().to_numpy(), **dict(enumerate(parts))}) for v, parts in zip((one, other), arrays)]
+
+def _sums(a, b, names):
+    "For each row of both a number of all it holds."
+    sums = {name: [pd.util.hash_pandas_object(side, index=False).to_numpy() for side in _alike(a[name], b[name])] for name in names}
+    return [pd.util.hash_pandas_object(pd.DataFrame({at: pair[side] for at, pair in enumerate(sums.values())}), index=False) for side in (0, 1)]
 
 def diff_snapshots(
     old:str,            # "name@digest" or a name, of the earlier version
@@ -74,17 +96,14 @@ def diff_snapshots(
     if not shared: raise ParameterValueError(explain(f"'{before.reference}' and '{after.reference}' have no column in common", f"The first has {', '.join(a)}; the second {', '.join(b)}", "Compare versions of one dataset"))
     changed = pd.DataFrame({"key": [], "column": [], "before": [], "after": []}, dtype="str")
     if usable:
-        keys_a, keys_b = pd.Index(a[key].astype("str")), pd.Index(b[key].astype("str"))
-        added, removed, both = b[~keys_b.isin(keys_a)], a[~keys_a.isin(keys_b)], keys_a.intersection(keys_b, sort=False)
-        left, right = a.set_axis(keys_a).loc[both, shared], b.set_axis(keys_b).loc[both, shared]
-        # Only rows whose sums differ are compared cell by cell.
-        differ = np.flatnonzero(_hashes(left) != _hashes(right)) if [str(left[c].dtype) for c in shared] == [str(right[c].dtype) for c in shared] else np.arange(len(both))
-        changed = _cells(left.iloc[differ], right.iloc[differ], both[differ])
-        n_changed = int(changed["key"].nunique())
-        n_same = len(both) - n_changed
+        keys_a, keys_b = _sums(a, b, [key])
+        at = pd.Index(keys_b).get_indexer(keys_a)
+        there = np.flatnonzero(at >= 0)
+        added, removed = b[~keys_b.isin(keys_a)], a[at < 0]
+        changed, n_changed = _cells(a, b, shared, there, at[there], _printed(a[key]).fillna("missing").to_numpy())
+        n_same = len(there) - n_changed
     else:
-        left, right = a[shared].astype("str"), b[shared].astype("str")
-        left_sums, right_sums = pd.Series(_hashes(left)), pd.Series(_hashes(right))
+        left_sums, right_sums = _sums(a, b, shared)
         # The second of two equal rows needs a second one on the other side.
         count = lambda sums: sums.astype("str") + "/" + sums.groupby(sums).cumcount().astype("str")
         ours, theirs = count(left_sums), count(right_sums)
@@ -95,12 +114,13 @@ def diff_snapshots(
     summary = {"old": before.reference, "new": after.reference, "key": key if usable else None, "n_old": len(a), "n_new": len(b), "n_same": n_same, "n_changed": n_changed, "n_added": len(added), "n_removed": len(removed), "n_cells": len(changed)}
     return Diff(summary, changed, added.reset_index(drop=True), removed.reset_index(drop=True), columns)
 
-def _cells(left, right, keys):
-    "The cells in which rows of the same key differ."
-    found = []
-    for name in left:
-        one, other = left[name].reset_index(drop=True), right[name].reset_index(drop=True)
-        gone, there = one.isna().to_numpy(), other.isna().to_numpy()
-        differs = (gone != there) | (~gone & ~there & (one.astype("str") != other.astype("str")).fillna(True).to_numpy(bool))
-        if differs.any(): found.append(pd.DataFrame({"key": keys[differs], "column": name, "before": one[differs].astype("str").fillna("missing").to_numpy(), "after": other[differs].astype("str").fillna("missing").to_numpy()}))
-    return pd.concat(found, ignore_index=True) if found else pd.DataFrame({"key": [], "column": [], "before": [], "after": []}, dtype="str")
+def _cells(a, b, names, at_a, at_b, keys):
+    "The cells in which rows differ that have the same key, and how many rows those are."
+    found, rows = [pd.DataFrame({"key": [], "column": [], "before": [], "after": []}, dtype="str")], np.zeros(len(at_a), bool)
+    for name in names:
+        (one, other), differs = _alike(a[name], b[name]), np.zeros(len(at_a), bool)
+        for part in one: differs |= one[part].to_numpy()[at_a] != other[part].to_numpy()[at_b]
+        rows |= differs
+        said = [_printed(frame[name].iloc[at[differs]]).fillna("missing").to_numpy() for frame, at in ((a, at_a), (b, at_b))]
+        if differs.any(): found.append(pd.DataFrame({"key": keys[at_a[differs]], "column": name, "before": said[0], "after": said[1]}, dtype="str"))
+    return pd.concat(found, ignore_index=True), int(rows.sum())

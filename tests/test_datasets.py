@@ -28,6 +28,15 @@ def write(path, content, encoding="utf-8"):
     return path
 
 
+@pytest.mark.parametrize("dtype", ["Int64", "UInt64", "Int8", "int64", "uint64", "Float64", "boolean", "category", "datetime64[ns]", "str"])
+@pytest.mark.parametrize("n", [0, 3])
+def test_columns_without_a_value_are_columns(dtype, n, workspace):
+    if n and dtype in ("int64", "uint64"): pytest.skip("has no missing values")
+    made = make_dataset(pd.DataFrame({"id": [str(i) for i in range(n)], "n": pd.Series([None] * n, dtype=dtype)}))
+    assert len(made) == n and made.frame["n"].isna().all() and not len(made.rejected)
+    pd.testing.assert_frame_equal(load_snapshot(save_snapshot(made)).frame, made.frame)
+
+
 # --- round trips ---------------------------------------------------------------------------------------------------
 
 

@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from tiny_models import ROLES, save_model
+from tiny_models import ROLES, save_model, save_tokenizer
 
 from llmops_workbench.display import visible
 from llmops_workbench.masks import loss_mask, mask_html
@@ -78,6 +78,32 @@ def test_the_mask_is_what_the_trainer_is_given(model, tmp_path):
     told = [(one["token"][~one["cut"]].tolist(), [token if learned else -100 for token, learned in zip(one["token"][~one["cut"]], one["learned"][~one["cut"]])])
             for _, one in mask.groupby("id", sort=False) if one["learned"].any()]
     assert list(zip(given_["input_ids"], given_["labels"])) == told and 0 < len(told) < len(examples)
+
+
+@pytest.mark.parametrize("told", ["generation_config.json", "config.json", "nowhere"])
+def test_an_answer_ends_where_the_trainer_ends_it(tmp_path, told):
+    "Models may end an answer with more tokens than their tokenizer says."
+    folder = save_model(tmp_path / "tiny")
+    ends = json.loads((folder / "generation_config.json").read_text(encoding="utf-8"))["eos_token_id"]
+    if told != "generation_config.json":
+        (folder / "generation_config.json").unlink()
+        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+        (folder / "config.json").write_text(json.dumps({**config, "eos_token_id": ends if told == "config.json" else None}), encoding="utf-8")
+    examples = frame_of([("x", "b!d"), *((prompt, completion) for prompt in HOSTILE[:6] for completion in HOSTILE[:6])])
+    local, mask = load_local(str(folder), device="cpu"), loss_mask(examples, str(folder))
+    encoded = encode_examples(local.tokenizer, examples, 512, local.network)
+    assert mask.groupby("id", sort=False)["token"].agg(list).tolist() == encoded["ids"].tolist()
+    assert mask.groupby("id", sort=False)["learned"].sum().tolist() == encoded["n_answer"].tolist() and encoded["n_answer"][0] == (4 if told == "nowhere" else 2)
+
+
+def test_an_adapter_ends_its_answers_as_its_base_does(tmp_path):
+    base, adapter, ring = save_model(tmp_path / "base"), tmp_path / "adapter", tmp_path / "ring"
+    for folder, of in ((adapter, base), (ring, ring)):
+        save_tokenizer(folder)
+        (folder / "adapter_config.json").write_text(json.dumps({"base_model_name_or_path": str(of)}), encoding="utf-8")
+    examples = frame_of([("x", "b!d")])
+    pd.testing.assert_frame_equal(loss_mask(examples, str(adapter)), loss_mask(examples, str(base)))
+    assert loss_mask(examples, str(ring))["learned"].sum() == 4
 
 
 def test_rows_keep_their_names_whatever_their_index(model):

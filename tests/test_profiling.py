@@ -12,7 +12,7 @@ from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.params import parameters_cell, parameters_of
 from llmops_workbench.preparation import prepare
 from llmops_workbench.duplicates import clusters
-from llmops_workbench.overview import count_weeks, describe_json, length_bins
+from llmops_workbench.overview import count_weeks, describe_columns, describe_json, length_bins
 from llmops_workbench.profiling import CHECKS, profile
 from llmops_workbench.signals import SIGNALS, measure_signals
 from llmops_workbench.tokens import count_tokens, load_tokenizer
@@ -297,6 +297,46 @@ def test_weeks_begin_on_monday_and_gaps_are_findings():
     result = profile(pd.DataFrame({"text": list("abcd"), "time": times}), tokenizer=None)
     assert any("Weeks without a row: 2026-01-12, 2026-01-19" in f for f in result.findings["finding"])
     assert any("Column 'time' has gaps" in f for f in result.findings["finding"])
+
+
+SPANS = [("2016-01-04", "2025-12-21", "week", 520), ("2016-01-04", "2025-12-22", "month", 120), ("1982-09-30", "2025-12-31", "month", 520), ("1982-08-31", "2025-12-31", "year", 44), ("1506-12-31", "2025-01-01", "year", 520),
+         ("1505-12-31", "2025-01-01", "decade", 53), ("0001-01-01", "9999-12-31", "century", 100), ("-290000-01-01", "290000-01-01", "millennium", 581), ("1969-12-28", "1969-12-29", "week", 2)]
+
+
+@pytest.mark.parametrize("first, last, unit, n", SPANS)
+def test_a_long_time_is_counted_by_a_longer_unit(first, last, unit, n):
+    times = np.array([last, first, "NaT", first], "datetime64[us]")
+    found = count_weeks(pd.Series(times))
+    assert list(found) == [unit, "rows"] and len(found) == n and found["rows"].iloc[[0, -1]].tolist() == [2, 1] and found["rows"].sum() == 3
+    starts = found[unit].to_numpy()
+    assert (starts[1:] > starts[:-1]).all() and starts[-1] <= times[0] and starts[0] <= times[1] and found[unit].dtype == "datetime64[us]"
+    result = profile(pd.DataFrame({"text": list("abcd"), "at": times}), tokenizer=None, signals=["lengths"])
+    many = {"century": "centuries", "millennium": "millennia"}.get(unit, f"{unit}s")
+    assert result.summary[f"n_{many}"] == n and sum(name in result.summary for name in ("n_weeks", "n_months", "n_years", "n_decades", "n_centuries", "n_millennia")) == 1
+    assert any("Weeks without a row" in finding for finding in result.findings["finding"]) == (unit == "week" and n > 2)
+    figure = result.figure("weeks")
+    assert figure.layout.xaxis.title.text == f"{unit} beginning" and figure.layout.title.text == f"Rows by {unit}" and len(figure.data[0].x) == n and len(figure.to_json()) < 40_000
+    assert "<img" in result._repr_mimebundle_()["text/html"]
+
+
+@pytest.mark.filterwarnings("error")
+def test_of_infinite_numbers_the_finite_ones_are_described():
+    inf = float("inf")
+    frame = pd.DataFrame({"some": [inf, -inf, None, *range(11)], "none": [inf, -inf, None, *[inf] * 11], "whole": pd.array([None, *range(13)], "Int64")})
+    found = describe_columns(frame)
+    assert found["top"][0] == "0 to 10, half of them up to 5" and found["top"][2] == "0 to 12, half of them up to 6" and not found["top"].str.contains("nan").any()
+    flagged = profile(frame.assign(text="x"), tokenizer=None, signals=["lengths"]).findings.set_index("finding")
+    assert flagged.loc["Column 'some' holds infinite numbers", "count"] == 2
+
+
+@pytest.mark.parametrize("ids", [["a", None, "c"], ["a", "a", "c"], [1, None, 3], [None, None, None]])
+def test_rows_without_a_name_of_their_own_are_called_by_their_number(ids):
+    frame = pd.DataFrame({"id": pd.Series(ids, dtype="Int64" if 1 in ids else "str"), "text": ["the same text", "the same text", "another"]})
+    result = profile(frame, tokenizer=None, compare_with=frame)
+    assert result.frame["id"].tolist() == ["row 1", "row 2", "row 3"] and result.duplicates["id"].notna().all() and result.frame["overlap"].notna().all()
+    for finding in result.findings.itertuples():
+        if finding.where: assert len(View(result.beside(frame), json.loads(finding.where))) == finding.count, finding.finding
+    assert profile(frame.assign(id=["a", "b", "c"]), tokenizer=None).frame["id"].tolist() == ["a", "b", "c"]
 
 
 def test_bins_hold_every_row():

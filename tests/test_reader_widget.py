@@ -13,8 +13,11 @@ from hypothesis import strategies as st
 
 from llmops_workbench.display import visible
 from llmops_workbench.recipes import STEPS, read_steps, run_steps
+from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.widgets import map as map_module
+from llmops_workbench.widgets.explore import ExplorePanel
 from llmops_workbench.widgets.map import TextMap, inside, spread
+from llmops_workbench.widgets.panel import Live
 from llmops_workbench.widgets.reader import MOST_SHOWN, Reader, chat_html, row_html, side_by_side, spans_html, value_html
 from llmops_workbench.widgets.recipe import RecipeEditor, join_entry, split_entry
 from llmops_workbench.widgets.rows import Rows
@@ -239,6 +242,34 @@ def test_another_frame_takes_the_place_of_the_first():
     assert drawn.widget.colour == "topic" and drawn.widget.choices == ["topic"]
 
 
+@pytest.mark.parametrize("n", [20, 80])
+def test_a_map_follows_the_table_to_another_frame(n):
+    "Fewer rows or more: nobody has to tell it, and none of the old points is left."
+    rows, drawn = drawn_map(frame_of(40))
+    says(drawn.widget, type="colour", by="flag")
+    rows.filter("flag", {"column": "flag", "one_of": [True]})
+    frame = frame_of(n, 5, 2)
+    rows.show(frame)
+    assert len(places(drawn)) == len(bits(drawn, "codes")) == n - 2 and bits(drawn, "shown").tolist() == frame["flag"][2:].astype(int).tolist() and drawn.widget.colour == "flag"
+    says(drawn.widget, type="open", index=0)
+    assert rows.table.opened == "r2"
+    rows.show(frame[["id", "text", "topic"]])
+    assert not len(places(drawn)) and drawn.widget.choices == ["topic"]
+    rows.show(frame[["id", "text"]].assign(topic="x").rename(columns={"topic": "other"}), ["id", "text"])
+    assert not len(places(drawn)) and drawn.widget.choices == ["id"]
+
+
+def test_a_point_has_both_a_place_across_and_one_up():
+    frame = frame_of(40).astype({"x": "Float64"})
+    frame.loc[[5, 6, 7], "y"] = [np.nan, np.inf, -np.inf]
+    frame.loc[8, "x"] = None
+    rows, drawn = drawn_map(frame)
+    whole = drawn_map(frame_of(40).drop(index=[5, 6, 7, 8]).reset_index(drop=True))[1]
+    assert (places(drawn) == places(whole)).all() and len(places(drawn)) == 33
+    says(drawn.widget, type="lasso", corners=[[-1, -1], [70_000, -1], [70_000, 70_000], [-1, 70_000]])
+    assert len(rows.view) == 33 and not {"r5", "r6", "r7", "r8"} & set(rows.view.rows()["id"])
+
+
 # --- the reader: what a cell looks like -----------------------------------------------------------------------------
 
 
@@ -280,6 +311,18 @@ def test_whatever_is_there_is_shown(value, text): assert harmless(value_html(val
 def test_of_a_long_text_the_beginning_is_shown_and_how_long_it_is():
     page = Page(value_html("w" * MOST_SHOWN + "xyz"))
     assert page.text == "w" * MOST_SHOWN + "… 3 of 20,003 characters are not shown" and "not shown" not in value_html("w" * MOST_SHOWN)
+
+
+def test_of_a_long_chat_or_object_it_is_said_that_there_is_more():
+    long, notice = "w" * MOST_SHOWN + "xyz", "… 3 of 20,003 characters are not shown"
+    chat = harmless(value_html(json.dumps([{"role": "user", "content": long}, {"role": "assistant", "content": "short"}])))
+    assert chat.text == "user" + long[:-3] + notice + "assistantshort"
+    kept = json.dumps({"key": long}, indent=1)
+    page = harmless(value_html(json.dumps({"key": long})))
+    assert page.text == kept[:MOST_SHOWN] + f"… {len(kept) - MOST_SHOWN:,} of {len(kept):,} characters are not shown"
+    beside = harmless(side_by_side([("a", long), ("b", long + "!"), ("c", "short")])).text
+    assert beside.count("not shown") == 2 and "3 of 20,003" in beside and "4 of 20,004" in beside
+    assert "not shown" not in value_html(json.dumps([{"role": "user", "content": long[:-3]}]))
 
 
 @by_chance
@@ -356,6 +399,22 @@ def test_a_pinned_row_is_what_others_differ_from():
     rows.open("b")
     reader.pin.value = False
     assert reader.pin.description == "Pin this row" and "differs" not in rows.reader.value and "n 2" in rows.reader.value
+
+
+def test_another_frame_has_no_row_pinned():
+    reader, rows = reading()
+    rows.open("a")
+    reader.pin.value = True
+    reader.fields.value = "query"
+    other = READ.rename(columns={"text": "body", "query": "answer"})
+    reader.show("body", ["body", "answer"], ["n"])
+    rows.show(other, ["id", "body"])
+    assert not reader.pin.value and reader.pin.disabled and reader.like.disabled and reader.pin.description == "Pin this row" and rows.reader.value == ""
+    rows.open("b")
+    assert harmless(rows.reader.value).text == "n 2bone 2 threeanswermissing" and not reader.pin.disabled
+    reader.pin.value = True
+    rows.open("a")
+    assert "a, as it differs from b" in Page(rows.reader.value).text
 
 
 def test_a_field_is_compared_with_the_text():
@@ -540,6 +599,36 @@ def test_options_are_typed_into_a_form_and_kept_short():
     assert not controls(editor, 1)
 
 
+def test_options_stay_with_their_step():
+    entries = [{"redact": {"mode": "number"}}, {"redact": {"mode": "mask"}}, {"sample": {"n": 3}}]
+    editor = RecipeEditor(entries)
+    shown = lambda: {at: {name: control.value for name, control in controls(editor, at).items()} for at in range(len(editor.steps)) if controls(editor, at)}
+    button(editor, 1, "Options").click()
+    assert set(shown()) == {1} and shown()[1]["mode"] == "mask"
+    button(editor, 0, "Take").click()
+    assert set(shown()) == {0} and shown()[0]["mode"] == "mask" and editor.steps == entries[1:]
+    controls(editor, 0)["mode"].value = "label"
+    assert split_entry(editor.steps[0])[1].get("mode", "label") == "label" and editor.steps[1:] == entries[2:]
+    editor.undo.click()
+    editor.undo.click()
+    assert editor.steps == entries and set(shown()) == {1} and shown()[1]["mode"] == "mask"
+    button(editor, 1, "Move redact down").click()
+    assert set(shown()) == {2} and shown()[2]["mode"] == "mask"
+    button(editor, 2, "Move redact up").click()
+    button(editor, 1, "Take").click()
+    assert not shown() and editor.steps == [entries[0], entries[2]]
+    editor.undo.click()
+    assert set(shown()) == {1}
+    editor.redo.click()
+    editor.add.click()
+    assert not shown() and len(editor.steps) == 3
+    # Of two steps that say the same it is the one that was opened.
+    twice = RecipeEditor(["redact", "redact"])
+    button(twice, 1, "Options").click()
+    button(twice, 1, "Take").click()
+    assert not controls(twice, 0)
+
+
 def test_an_option_that_is_not_allowed_is_refused_in_a_line():
     told = []
     editor = RecipeEditor([{"filter_rows": {"keep": [{"column": "text", "contains": "x"}]}}], told.append)
@@ -582,3 +671,33 @@ def test_the_menu_has_every_step_once_with_its_help():
     for name in STEPS:
         editor.menu.value = name
         assert Page(editor.help.value).text == visible(STEPS[name].help)
+
+
+# --- all of it in a panel -------------------------------------------------------------------------------------------
+
+
+def test_a_panel_that_is_open_takes_another_dataset_over():
+    "Fewer rows, more of them, another text column, no map and no tokens, with a row pinned and a column brushed."
+    tickets = generate_helpdesk(n_rows=150, seed=4)[0]
+    panel = ExplorePanel(dataset=tickets.head(100), signals=["lengths", "tokens", "topics"])
+    panel.live = Live(panel)
+    panel.run()
+    drawn = panel.live.__dict__["kept"]["map"]
+    drawn.widget.send = lambda content, buffers=None: sent.append(content["text"])
+    for frame, more in ((tickets.head(60), {}), (tickets, {}), (tickets.head(80).rename(columns={"text": "body"}), {"text_column": "body"}), (tickets.head(40), {"text_column": "text", "signals": ["lengths"]}),
+                        (tickets.head(90), {"signals": ["lengths", "tokens", "topics"]})):
+        panel.rows.open(panel.rows.frame["id"].iloc[3])
+        panel.rows.tools.pin.value = True
+        panel.rows.filter("words", {"column": "words", "at_least": 3})
+        sent = []
+        panel.run(dataset=frame, **more)
+        column = more.get("text_column", "text")
+        assert len(panel.rows.frame) == len(frame) and column in panel.rows.columns and len(places(drawn)) == panel.rows.frame.get("x", pd.Series([], dtype="float64")).notna().sum()
+        for name in panel.rows.frame["id"].iloc[[5, 2]]:
+            panel.rows.open(name)
+            assert visible(frame.set_index("id")[column][name])[:20] in Page(panel.rows.reader.value).text
+        if "x" in panel.rows.frame:
+            says(drawn.widget, type="hover", index=0)
+            assert sent and len(bits(drawn, "shown")) == len(places(drawn))
+        panel.rows.filter("words", None)
+        assert (" of {:,} texts".format(len(frame)) in "".join(page.value for page in all_of(panel.live.view, ipywidgets.HTML))) == ("tokens" in panel.rows.frame)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from llmops_workbench import signals
+from llmops_workbench import text as text_module
 from llmops_workbench.checkpoints import starter_folder
 from llmops_workbench.display import visible
 from llmops_workbench.errors import ParameterValueError
@@ -26,8 +26,6 @@ by_chance = settings(max_examples=60, deadline=None, suppress_health_check=[Heal
 SNIPPETS = ["The printer on floor two is out of toner. ", "der Drucker druckt nicht ", "日本語", "é", "É", "A", "a", " ", "\n", "\t", "\r\n", "0", "42", "$\\href{javascript:alert(1)}{x}$", "<script>alert(1)</script>", "\x00", "\x1b[31m", "\x7f",
             "\u200b", "\u202e", "\u00ad", "\ufeff", "\ufe0f", "👩‍👩‍👧", "❤️", "می‌خواهم", "\U000e0041\U000e0042", "\u0301", "\ufffd", "cafÃ©", "â€™", "ann.lee@example.com ", "...", "!", "_", "'; DROP TABLE x; --", "nan", "None", "<|im_end|>"]
 texts = st.one_of(st.none(), st.text(max_size=25), st.lists(st.sampled_from(SNIPPETS), max_size=6).map("".join))
-# Carriage returns alone and the rarer blanks of ASCII are left out where hidden characters are counted.
-plain_breaks = texts.map(lambda text: text and re.sub("\r(?!\n)|[\x0b\x0c\x1c-\x1f]", "", text))
 
 
 def rows_of(frame): return frame.to_dict("records")
@@ -60,12 +58,24 @@ def python_characters(text):
 
 
 @by_chance
-@given(cells=st.lists(plain_breaks, max_size=6))
+@given(cells=st.lists(texts, max_size=6))
+@example(cells=["a\x0cb", "a\rb", "a\x1fb", "a\r\nb\tc", "\x0b", "a\r", "", "é\x0cb"])
 def test_shares_of_characters_equal_python(engine, cells):
     found = measure_signals(pd.Series(cells, dtype="object"), ["characters"])
     for text, row in zip(cells, rows_of(found.drop(columns="damaged"))):
         assert row == pytest.approx(python_characters(text or ""), abs=5.1e-5)
     assert found["hidden"].dtype == bool and found["damaged"].dtype == "int64"
+
+
+@pytest.mark.parametrize("sign", [chr(c) for c in (*range(32), 127)], ids=ascii)
+def test_a_sign_is_hidden_whatever_stands_beside_it(engine, sign):
+    "Hidden is what `visible` shows as a sign, and a line break of two characters is none."
+    found = measure_signals([f"{beside}{sign}b" for beside in ("a", "é", "")] + [f"a{sign}\nb"], ["characters"])["hidden"].tolist()
+    assert found == [sign not in "\t\n"] * 3 + [sign not in "\t\n\r"]
+
+
+def test_half_of_a_surrogate_pair_is_measured_as_lost():
+    pd.testing.assert_frame_equal(measure_signals(["a \ud800 b", "\udfff"], tokenizer="starter"), measure_signals(["a \ufffd b", "\ufffd"], tokenizer="starter"))
 
 
 @by_chance
@@ -147,7 +157,7 @@ def test_a_text_alone_has_the_same_signals_in_any_block(monkeypatch, cells, size
     column = pd.Series(cells, dtype="object")
     whole = measure_signals(column, tokenizer="starter")
     with monkeypatch.context() as patched:
-        patched.setattr(signals, "BLOCK", size)
+        patched.setattr(text_module, "BLOCK_ROWS", size)
         parts = measure_signals(column, tokenizer="starter")
     pd.testing.assert_frame_equal(parts.drop(columns=list(OF_NEIGHBOURS)), whole.drop(columns=list(OF_NEIGHBOURS)))
     # The rest is judged within each block, as if there were nothing else.
@@ -160,14 +170,14 @@ def test_blocks_of_tickets_give_the_same(monkeypatch, size):
     column = generate_helpdesk(n_rows=100, seed=3)[0]["text"]
     groups = [group for group in SIGNAL_GROUPS if group not in ("personal", "tokens")]
     whole = measure_signals(column, groups)
-    monkeypatch.setattr(signals, "BLOCK", size)
+    monkeypatch.setattr(text_module, "BLOCK_ROWS", size)
     pd.testing.assert_frame_equal(measure_signals(column, groups).drop(columns="boilerplate"), whole.drop(columns="boilerplate"))
 
 
 @by_chance
 @given(n=st.integers(0, 9), size=st.integers(1, 4), groups=st.lists(st.sampled_from(["lengths", "characters", "attack"]), min_size=1, unique=True))
 def test_progress_goes_up_to_the_end(monkeypatch, n, size, groups):
-    monkeypatch.setattr(signals, "BLOCK", size)
+    monkeypatch.setattr(text_module, "BLOCK_ROWS", size)
     seen = []
     measure_signals(["a text"] * n, groups, on_progress=lambda *state: seen.append(state))
     done = [at for at, _, _ in seen]

@@ -103,6 +103,49 @@ def test_the_way_back_is_the_way_there_turned_round(frames):
     assert there.summary["n_same"] == back.summary["n_same"] and len(there.columns) == len(back.columns)
 
 
+def test_times_are_compared_and_not_how_they_are_printed():
+    "Whether pandas prints the hour depends on the other rows."
+    day, later, fraction = (pd.Timestamp(at) for at in ("2024-01-01", "2024-01-02 00:00:01", "2024-01-03 00:00:00.25"))
+    old = pd.DataFrame({"id": list("abc"), "text": list("xxx"), "at": [day, pd.Timestamp("2024-01-02"), pd.Timestamp("2024-01-03")]})
+    new = old.assign(text=["y", "x", "x"], at=[day, later, fraction])
+    found, *_ = diff_of(old, new)
+    assert found.frame.to_dict("records") == [{"key": "a", "column": "text", "before": "x", "after": "y"}, {"key": "b", "column": "at", "before": "2024-01-02", "after": "2024-01-02 00:00:01"},
+                                              {"key": "c", "column": "at", "before": "2024-01-03", "after": "2024-01-03 00:00:00.250000"}]
+    one, *_ = diff_of(old, old.assign(at=[day, later, pd.Timestamp("2024-01-03")]), key=None)
+    assert (one.summary["n_same"], one.removed["id"].tolist(), one.added["id"].tolist()) == (2, ["b"], ["b"])
+    # Times tell rows apart, too; those of nanoseconds are the same as those of microseconds.
+    keyed, *_ = diff_of(old, old.assign(at=[day, later, pd.Timestamp("2024-01-03")]), key="at")
+    assert (keyed.summary["n_same"], keyed.summary["n_added"]) == (2, 1)
+    finer = old["at"].astype("datetime64[ns]").where(old["id"] != "c", pd.Timestamp("2024-01-03 00:00:00.000000001"))
+    assert diff_of(old, old.assign(at=finer))[0].summary["n_changed"] == 1 and diff_of(old, old.assign(at=finer), key=None)[0].summary["n_same"] == 2
+
+
+@pytest.mark.parametrize("dtype, last", [("Int64", None), ("float64", None), ("float64", 3.5), ("float64", float("inf"))])
+def test_whole_numbers_are_the_same_in_a_column_of_another_type(dtype, last):
+    old = pd.DataFrame({"id": [1, 2, 3], "n": [1, -7, 3]})
+    new = old.assign(n=pd.Series([1, -7, last], dtype=dtype))
+    found, *_ = diff_of(old, new)
+    assert found.frame.to_dict("records") == [{"key": "3", "column": "n", "before": "3", "after": "missing" if last is None else str(last)}] and found.summary["n_changed"] == 1
+    assert found.columns["column"].tolist() == ["n"]
+    assert diff_of(old, new, key=None)[0].summary["n_same"] == 2
+    # As a key as well: only the row that has lost its number is another.
+    keyed, *_ = diff_of(old, new, key="n")
+    assert (keyed.summary["n_same"], keyed.summary["n_added"], keyed.summary["n_removed"]) == (2, 1, 1)
+
+
+def test_large_whole_numbers_are_told_from_the_floats_beside_them():
+    large = [2**53, 2**53 + 1, 2**63 - 1, 2**63 - 512, -2**63]
+    old, new = pd.DataFrame({"id": range(5), "n": large}), pd.DataFrame({"id": range(5), "n": [float(n) for n in large]})
+    assert diff_of(old, new)[0].frame["key"].tolist() == ["1", "2", "3"] and diff_of(old, new, key=None)[0].summary["n_same"] == 2
+
+
+@pytest.mark.parametrize("missing", [None, "missing"])
+def test_a_row_without_a_key_has_changed_as_any_other(missing):
+    old, new = (pd.DataFrame({"id": ["a", "b", missing], "text": texts}) for texts in (["x", "x", "x"], ["x", "x", "y"]))
+    found, *_ = diff_of(old, new)
+    assert (found.summary["n_same"], found.summary["n_changed"], found.summary["n_cells"]) == (2, 1, 1) and found.frame["key"].tolist() == ["missing"]
+
+
 # --- rows told apart by all they hold -------------------------------------------------------------------------------
 
 

@@ -45,6 +45,8 @@ class ExplorePanel(Panel):
 
     def live_view(self, result):
         charts = [self.figure_widget(name, result.figure(name)) for name in result.figures() if name != "topics"]
+        # What the cut-off costs is told about the rows of its own result, never about those that come now.
+        self._tell_cut = lambda: None
         texts = self.rows_view(result)
         tables = {name: html_widget(table_html(frame, name)) for name, frame in result.tables().items() if name not in ("Findings", "Rows", "Duplicates")}
         twins = {"Duplicates": self.duplicates_view(result)} if len(result.duplicates) else {}
@@ -170,12 +172,13 @@ def rows_view(self:ExplorePanel, result):
 @patch
 def _map_view(self:ExplorePanel, rows, frame, column):
     "The map, where there is one."
-    if "x" not in frame or frame["x"].notna().sum() < 3: return []
+    if not {"x", "y"} <= set(frame) or frame[["x", "y"]].notna().all(axis=1).sum() < 3: return []
     choices = [name for name in frame if name in ("topic", "language", "tokens", "words", "duplicate", "suspect", "personal", "attack", "channel", "label") or name in self.result.columns["column"].tolist()]
     choices = [name for name in choices if rows.view.histogram(name)[0] not in ("identifier", "length") and frame[name].nunique() > 1] or ["words"]
     choices.sort(key=lambda name: name != "topic")
-    drawn = kept(self, "map", lambda: TextMap(rows, choices, lambda row: f"{row['topic']}\n{str(row[column])[:160]}"))
-    if drawn.rows.frame is frame and list(drawn.widget.choices) != choices: drawn.show(choices)
+    drawn = kept(self, "map", lambda: TextMap(rows, choices, None))
+    drawn.say = lambda row: f"{row['topic']}\n{str(row[column])[:160]}"
+    if drawn.frame is not frame or list(drawn.widget.choices) != choices: drawn.show(choices)
     return [ipywidgets.Accordion([drawn.widget], titles=("Map: texts that use the same words lie together",), selected_index=0)]
 
 @patch

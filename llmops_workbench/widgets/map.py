@@ -152,20 +152,24 @@ class TextMap:
         choices,         # Columns to colour by, the first one first
         say,             # Function from a row (a dict) to the text of its tip
     ):
-        self.rows, self.say, self.widget = rows, say, MapView()
+        self.rows, self.say, self.widget, self.frame = rows, say, MapView(), None
         self.widget.on_msg(lambda widget, message, buffers: self.handle(message))
         rows.on_turn.append(self.refresh)
         self.show(choices)
 
     def show(self, choices):
         "Another frame in the same table."
-        frame = self.rows.frame
-        x, y = (frame[name].to_numpy("float64") for name in ("x", "y"))
+        frame = self.frame = self.rows.frame
+        places = np.column_stack([frame[name].to_numpy("float64", na_value=np.nan) if name in frame else np.full(len(frame), np.nan) for name in ("x", "y")])
+        # A point has both a place across and one up.
+        places[~np.isfinite(places).all(axis=1)] = np.nan
+        x, y = places.T
         there = np.flatnonzero(~np.isnan(x))
+        choices = list(choices) or [self.rows.key]
         self.numbers = there[::max(1, -(-len(there) // MOST_POINTS))]
         self.x, self.y = spread(x), spread(y)
         points = np.column_stack([self.x[self.numbers], self.y[self.numbers]]).astype("<u2") if len(there) else np.zeros((0, 2), "<u2")
-        self.widget.points, self.widget.choices = points.tobytes(), list(choices)
+        self.widget.points, self.widget.choices = points.tobytes(), choices
         self.paint(self.widget.colour if self.widget.colour in choices else choices[0])
 
     def paint(self, column):
@@ -179,7 +183,8 @@ class TextMap:
         self.refresh()
 
     def refresh(self):
-        "What the view keeps."
+        "What the view keeps; of another frame all points anew, with the columns that it still has."
+        if self.frame is not self.rows.frame: return self.show([name for name in self.widget.choices if name in self.rows.frame])
         view, table = self.rows.view, self.rows.table
         keys = self.rows.frame[self.rows.key]
         opened = np.flatnonzero(keys.iloc[self.numbers].astype("str").to_numpy() == table.opened) if table.opened else []

@@ -44,7 +44,7 @@ def chat_html(
     words=(),    # Words to mark
 ) -> str:        # HTML
     "A conversation, turn after turn; role and side say who speaks, not the colour alone."
-    shown = [f'<div style="{_TURN.get(turn["role"], "border-left:3px dotted #888")};padding:2px 8px;margin:4px 0"><div style="{_LABEL}">{escape(turn["role"])}</div>{text_html(_cut(turn["content"])[0], words)}</div>' for turn in turns]
+    shown = [f'<div style="{_TURN.get(turn["role"], "border-left:3px dotted #888")};padding:2px 8px;margin:4px 0"><div style="{_LABEL}">{escape(turn["role"])}</div>{text_html(text, words)}{rest}</div>' for turn in turns for text, rest in [_cut(turn["content"])]]
     return "".join(shown)
 
 def value_html(
@@ -58,7 +58,8 @@ def value_html(
     if turns := read_chat(text): return chat_html(turns, words)
     if text.lstrip()[:1] in ("{", "[") and isinstance(found := parsed(text), (dict, list)):
         import json
-        return f"<pre>{escape(_cut(json.dumps(found, ensure_ascii=False, indent=1))[0])}</pre>"
+        text, rest = _cut(json.dumps(found, ensure_ascii=False, indent=1))
+        return f"<pre>{escape(text)}</pre>{rest}"
     text, rest = _cut(text)
     body = spans_html(text, find_everything([text]), words) if personal else text_html(text, words, bare=True)
     return f'<div dir="auto" style="white-space:pre-wrap;overflow-wrap:anywhere">{body}</div>{rest}'
@@ -84,8 +85,9 @@ def side_by_side(
 ) -> str:           # HTML
     "Texts in columns, each after the first as it differs from the first."
     (first, text), *others = rows
+    text, rest = _cut(str(text))
     cell = '<div style="flex:1 1 18em;min-width:16em;border:1px solid var(--jp-border-color2,#ccc);border-radius:3px;padding:6px">{}</div>'
-    shown = [cell.format(f'<b>{escape(first)}</b> <small>is kept</small>{text_html(_cut(str(text))[0])}'), *(cell.format(diff_html(_cut(str(text))[0], _cut(str(other))[0], name)) for name, other in others[:11])]
+    shown = [cell.format(f'<b>{escape(first)}</b> <small>is kept</small>{text_html(text)}{rest}'), *(cell.format(diff_html(text, other, name) + rest) for name, other, rest in ((name, *_cut(str(other))) for name, other in others[:11]))]
     more = f"<div><i>and {len(others) - 11:,} more</i></div>" if len(others) > 11 else ""
     return f'<div style="display:flex;flex-wrap:wrap;gap:8px">{"".join(shown)}</div>{more}'
 
@@ -110,7 +112,9 @@ class Reader:
         self.show(text, beside, facts)
 
     def show(self, text, beside=(), facts=()):
-        "Another frame."
+        "Another frame: a row of the one before is no longer open, and none to compare with."
+        self.pin.value, self.row = False, None
+        self.pin.disabled = self.like.disabled = True
         self.text, self.beside, self.facts = text, list(beside), list(facts)
         self.fields.options = [("whole row", ""), *((f"{text} as it differs from {name}", name) for name in self.beside if name != text)]
 
@@ -121,7 +125,7 @@ class Reader:
 
     def again(self):
         "The opened row anew."
-        if self.rows is not None: self.rows.open(self.rows.table.opened)
+        if self.rows is not None and self.row is not None: self.rows.open(self.rows.table.opened)
 
     def read(self, row):
         "The HTML of an opened row."

@@ -10,6 +10,7 @@ __all__ = ['split_entry', 'join_entry', 'RecipeEditor']
 
 # %% ../../nbs/widgets/40_recipe.ipynb #94b1a516
 import json
+from itertools import count
 
 import ipywidgets
 
@@ -48,8 +49,11 @@ class RecipeEditor:
         on_change=None,   # Called with the new list
         on_show=None,     # Called with the place of a step whose work somebody wants to see
     ):
-        self.steps, self.past, self.future, self.open, self.counts = list(steps), [], [], None, None
+        # Each line has a number of its own that goes with it wherever it is moved; `open` is that of the line whose options are shown.
+        self._new, self.lines, self.open = count(), [], None
+        self.steps, self.past, self.future, self.counts = [], [], [], None
         self.on_change, self.on_show = on_change, on_show
+        self._set(steps)
         groups = list(dict.fromkeys(step.group for step in STEPS.values()))
         self.menu = ipywidgets.Dropdown(options=[(f"{group}: {step.name.replace('_', ' ')}", step.name) for group in groups for step in STEPS.values() if step.group == group], description="step", layout={"width": "26em"}, tooltip="A step to add at the end")
         self.help = ipywidgets.HTML()
@@ -70,7 +74,12 @@ class RecipeEditor:
 
     def _say(self): self.help.value = f'<span style="color:var(--jp-ui-font-color2,#616161);margin-left:8em">{escape(STEPS[self.menu.value].help)}</span>'
 
-    def change(self, steps):
+    def _set(self, steps, lines=None):
+        "Steps and the numbers of their lines; where nobody says which they are, each place keeps its own."
+        self.steps, lines = list(steps), self.lines if lines is None else list(lines)
+        self.lines = [*lines, *(next(self._new) for _ in range(len(self.steps) - len(lines)))][:len(self.steps)]
+
+    def change(self, steps, lines=None):
         "Another recipe, which can be undone; one that cannot be read is refused in one line."
         try: read_steps(steps)
         except UserError as error:
@@ -78,28 +87,30 @@ class RecipeEditor:
             return
         self.wrong.value = ""
         if steps == self.steps: return
-        self.past, self.future = [*self.past, self.steps], []
-        self._take(steps)
+        self.past, self.future = [*self.past, (self.steps, self.lines)], []
+        self._take(steps, lines)
 
-    def _take(self, steps):
-        self.steps, self.counts = list(steps), None
+    def _take(self, steps, lines):
+        self._set(steps, lines)
+        self.counts = None
         self.draw()
         if self.on_change: self.on_change(list(self.steps))
 
     def _undo(self):
         if not self.past: return
-        self.future, steps = [*self.future, self.steps], self.past.pop()
-        self._take(steps)
+        self.future, before = [*self.future, (self.steps, self.lines)], self.past.pop()
+        self._take(*before)
 
     def _redo(self):
         if not self.future: return
-        self.past, steps = [*self.past, self.steps], self.future.pop()
-        self._take(steps)
+        self.past, after = [*self.past, (self.steps, self.lines)], self.future.pop()
+        self._take(*after)
 
     def show(self, steps, counts=None):
         "Steps that came from elsewhere, and after a run what each of them did."
         if list(steps) != self.steps: self.past, self.future, self.open = [], [], None
-        self.steps, self.counts = list(steps), counts
+        self._set(steps)
+        self.counts = counts
         self.draw()
 
     def draw(self):
@@ -113,21 +124,23 @@ class RecipeEditor:
         name, options, off = split_entry(entry)
         said = to_yaml(options).strip().replace("\n", ", ") if options else ""
         words = f'<span style="{"opacity:0.5;text-decoration:line-through" if off else ""}"><b>{at + 1}. {escape(name.replace("_", " "))}</b> <small>{escape(said[:100])}</small></span>'
-        moved = lambda by: [*self.steps[:min(at, at + by)], *reversed(self.steps[min(at, at + by):max(at, at + by) + 1]), *self.steps[max(at, at + by) + 1:]]
+        order = list(range(len(self.steps)))
+        arrange = lambda places: self.change([self.steps[place] for place in places], [self.lines[place] for place in places])
+        move = lambda by: arrange([at + by if place == at else at if place == at + by else place for place in order])
         put = lambda new: self.change([*self.steps[:at], new, *self.steps[at + 1:]])
-        tools = [self._button("▲", f"Move {name} up", lambda: self.change(moved(-1)), "2.6em", disabled=at == 0), self._button("▼", f"Move {name} down", lambda: self.change(moved(1)), "2.6em", disabled=at == len(self.steps) - 1),
+        tools = [self._button("▲", f"Move {name} up", lambda: move(-1), "2.6em", disabled=at == 0), self._button("▼", f"Move {name} down", lambda: move(1), "2.6em", disabled=at == len(self.steps) - 1),
                  self._button("on" if not off else "off", f"Switch {name} {'on' if off else 'off'}", lambda: put(join_entry(name, options, not off)), "3.4em"),
-                 self._button("options", f"Options of {name}", lambda: self._toggle(at), "5.5em", disabled=not STEPS[name].parameters), self._button("✕", f"Take {name} out", lambda: self.change([*self.steps[:at], *self.steps[at + 1:]]), "2.6em")]
+                 self._button("options", f"Options of {name}", lambda: self._toggle(at), "5.5em", disabled=not STEPS[name].parameters), self._button("✕", f"Take {name} out", lambda: arrange([place for place in order if place != at]), "2.6em")]
         if self.counts is not None and at < len(self.counts):
             row = self.counts.iloc[at]
             told = "off" if row["off"] else f"{row['rows_in']:,} in" + (f" + {row['added']:,} added" if row["added"] else "") + f" = {row['rows_out']:,} out + {row['rejected']:,} rejected" + (f", {row['changed']:,} changed" if row["changed"] else "")
             tools.append(html_widget(f'<span style="margin-left:8px">{escape(told)}</span>'))
             if self.on_show and not row["off"] and (row["rejected"] or row["changed"] or row["added"]): tools.append(self._button("show", f"Show what {name} did", lambda: self.on_show(at), "4.5em"))
         line = ipywidgets.HBox([ipywidgets.HTML(words, layout={"width": "24em"}), *tools], layout={"align_items": "center"})
-        return line if self.open != at else ipywidgets.VBox([line, self._options(at, name, options, off)])
+        return line if self.open != self.lines[at] else ipywidgets.VBox([line, self._options(at, name, options, off)])
 
     def _toggle(self, at):
-        self.open = None if self.open == at else at
+        self.open = None if self.open == self.lines[at] else self.lines[at]
         self.draw()
 
     def _options(self, at, name, options, off):
