@@ -267,6 +267,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmops_workbench/counts.py'),
                                          'llmops_workbench.counts._count_by_numpy': ( 'counts.html#_count_by_numpy',
                                                                                       'llmops_workbench/counts.py'),
+                                         'llmops_workbench.counts._count_compiled': ( 'counts.html#_count_compiled',
+                                                                                      'llmops_workbench/counts.py'),
                                          'llmops_workbench.counts._find_sentences': ( 'counts.html#_find_sentences',
                                                                                       'llmops_workbench/counts.py'),
                                          'llmops_workbench.counts._scan_compiled': ( 'counts.html#_scan_compiled',

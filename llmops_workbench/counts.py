@@ -9,10 +9,13 @@ may end are looked at again. Large columns go through numba, small ones through 
 __all__ = ['count_texts']
 
 # %% ../nbs/05_counts.ipynb #46873f62
+from itertools import pairwise
+
 import numpy as np
 import pandas as pd
 
-from .text import BYTE_KIND, KINDS, TextBuffer, compiled, compiling_pays
+from .engines import Local
+from .text import BYTE_KIND, KINDS, TextBuffer, block_edges, compiled, compiling_pays
 
 # %% ../nbs/05_counts.ipynb #97981ff5
 # Abbreviations that never end a sentence, end one unless a small letter or a digit follows, and stand for "number" only before a digit; and
@@ -205,14 +208,21 @@ def _count_by_numpy(buffer):
     return table.T, np.diff(np.searchsorted(np.flatnonzero(~space & before_space), offsets))
 
 # %% ../nbs/05_counts.ipynb #70cc8ac3
+def _count_compiled(buffer):
+    "Bytes of each kind, words, sentences and wide white spaces of each text."
+    lanes, words, events, first = compiled(_scan_compiled)(buffer.data, buffer.offsets, _PACKED, _WHITE, _EVENT.astype("int64"))
+    return lanes.T, words, *compiled(_find_sentences)(buffer.data, buffer.offsets, events, first, _WORDLIKE, _ABBREVIATIONS, _ABBREVIATION_KINDS)
+
 def count_texts(
     buffer:TextBuffer,
 ) -> pd.DataFrame: # A row a text: bytes, characters, words, sentences, letters, uppercase, digits, spaces, symbols, controls, non_ascii, white (all white space, beyond ASCII too)
     "Count what texts are made of: words as `str.split()` does; sentences heed abbreviations, lists, numbers and the full stops of Chinese, Japanese, Hindi and Urdu."
     data, offsets = buffer.data, buffer.offsets
     if compiling_pays(buffer):
-        lanes, words, events, first = compiled(_scan_compiled)(data, offsets, _PACKED, _WHITE, _EVENT.astype("int64"))
-        lanes, (sentences, wide) = lanes.T, compiled(_find_sentences)(data, offsets, events, first, _WORDLIKE, _ABBREVIATIONS, _ABBREVIATION_KINDS)
+        # Compiled code leaves Python's lock alone: every core takes a block.
+        edges = block_edges(offsets)
+        parts = Local().map(_count_compiled, [buffer.rows(a, b) for a, b in pairwise(edges)]) if len(edges) > 2 else [_count_compiled(buffer)]
+        lanes, words, sentences, wide = (np.concatenate(part, axis=-1) for part in zip(*parts))
     else:
         (lanes, words), events = _count_by_numpy(buffer), np.flatnonzero(_EVENT[data])
         sentences, wide = _find_sentences(data.tobytes(), offsets.tolist(), events.tolist(), np.searchsorted(events, offsets).tolist(), _WORDLIKE.tolist(),

@@ -95,7 +95,7 @@ BROKEN = [None, float("nan"), 3, True, "", "hello", "[]", "{}", "[[]]", "null", 
           '{"messages": []}', '{"messages": "user: hello"}', '{"title": "no chat", "body": [1]}', "<|im_start|>", "<|im_start|>user", "[" * 100_000, "{" * 1000, '[{"role": "assistant", "content": null, "tool_calls": []}]', object()]
 
 
-@pytest.mark.parametrize("value", BROKEN, ids=lambda value: repr(value)[:40])
+@pytest.mark.parametrize("value", BROKEN, ids=lambda value: "an object" if type(value) is object else repr(value)[:40])
 def test_what_is_broken_is_no_chat(value):
     assert read_chat(value) is None
     assert measure_chats(pd.Series([value], dtype="object"))["problem"].tolist() == ["not a chat"]
