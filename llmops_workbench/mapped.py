@@ -15,7 +15,8 @@ import json
 import os
 import secrets
 import shutil
-from contextlib import contextmanager
+import time
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from pathlib import Path
 
@@ -106,12 +107,13 @@ class _TextFile:
 
 def write_frames(
     frames,      # Frames with the same columns, of the kinds that `cells` gives, one after the other
-    folder,      # Made anew; what was there is replaced when all is written
+    folder,      # What was there is replaced when all is written
     more:dict={},# What to keep beside it, JSON
 ) -> Path:       # The folder
     "Lay frames out on disk; at no time is more than one of them held."
-    folder = Path(folder)
-    building = folder.with_name(f".{folder.name}.{secrets.token_hex(4)}")
+    folder, token = Path(folder).resolve(), secrets.token_hex(8)
+    # Files get a path of their own each time: whoever has mapped what was there before keeps it, and nobody takes one for the other.
+    building = folder/f".{token}"
     building.mkdir(parents=True)
     names, files, rest, n_rows = None, {}, {}, 0
     try:
@@ -136,13 +138,16 @@ def write_frames(
                 for piece in rest.pop(name): files[name].add(piece)
         for file in files.values(): file.close()
         if rest: pd.DataFrame({str((names or []).index(n)): _join(n, pieces) for n, pieces in rest.items()}).to_parquet(building/"values.parquet")
-        write_atomically(building/"frame.json", json.dumps({"columns": names or [], "texts": [n in files for n in names or []], "rows": n_rows, **more}))
-        if folder.exists(): shutil.rmtree(folder)
-        os.replace(building, folder)
+        os.replace(building, folder/token)
+        write_atomically(folder/"frame.json", json.dumps({"part": token, "columns": names or [], "texts": [n in files for n in names or []], "rows": n_rows, **more}))
     finally:
         for file in files.values(): file.file.close()
         shutil.rmtree(building, ignore_errors=True)
-    for path in [p for p in _MAPS if Path(p).parent == folder]: del _MAPS[path]
+        with suppress(OSError): folder.rmdir()  # empty, if nothing was ever written
+    for old in folder.iterdir():
+        # What a process that was killed has left goes after a day; what another one is writing stays.
+        if old.is_dir() and old.name != token and (not old.name.startswith(".") or time.time() - old.stat().st_mtime > 86_400): shutil.rmtree(old, ignore_errors=True)
+    for path in [p for p in _MAPS if folder in Path(p).parents and Path(p).parent.name != token]: del _MAPS[path]
     return folder
 
 def read_about(
@@ -155,8 +160,15 @@ def read_about(
 def open_frame(
     folder, # Where `write_frames` wrote
 ) -> pd.DataFrame: # Its texts are views of the files
-    "A frame that lies on disk; do not delete the folder while the frame is in use."
-    folder, about = Path(folder), read_about(folder)
+    "A frame that lies on disk; it stays what it is when the folder is written anew."
+    folder, about = Path(folder).resolve(), read_about(folder)
+    try: return _open(folder/about["part"], about)
+    except FileNotFoundError:
+        # Written anew by somebody else in this moment.
+        if (again := read_about(folder)) == about: raise
+        return _open(folder/again["part"], again)
+
+def _open(folder, about):
     rest = pd.read_parquet(folder/"values.parquet") if (folder/"values.parquet").exists() else None
     columns = {}
     for at, (name, is_text) in enumerate(zip(about["columns"], about["texts"])):

@@ -9,8 +9,8 @@ business of `cells`."""
 
 # %% auto #0
 __all__ = ['EXPANSION_LIMIT', 'EXPANSION_RATIO', 'FORMATS', 'decode', 'sniff_separator', 'csv_rows', 'read_csv', 'parse_json',
-           'read_jsonl', 'read_json', 'check_expansion', 'read_parquet', 'read_excel', 'read_folder', 'unzip',
-           'ending_of', 'read_path']
+           'read_jsonl', 'read_json', 'check_expansion', 'check_parquet', 'read_parquet', 'read_excel', 'read_folder',
+           'unzip', 'ending_of', 'read_path']
 
 # %% ../nbs/03_readers.ipynb #dd34c69f
 import csv
@@ -221,6 +221,17 @@ def _check_texts(path, meta):
         for group in range(meta.num_row_groups):
             for texts in lengths(file, 1024, group): check_expansion(asked := asked + sum(pc.sum(sizes.take(at)).as_py() or 0 for sizes, at in texts), path)
 
+def check_parquet(
+    path:Path,  # The file
+    meta,       # Its table of contents, `pyarrow.parquet.FileMetaData`
+) -> int:       # Bytes that it says it stores
+    "Refuse a Parquet file that asks for far more than it weighs, before it is opened; `SourceFormatError` says both sizes."
+    stored = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
+    # Runs of one value take no room in the file and all of it in memory.
+    check_expansion(max(stored, 8 * meta.num_rows * meta.num_columns), path)
+    _check_texts(path, meta)
+    return stored
+
 def read_parquet(
     path:Path,  # The file
 ) -> tuple:     # frame, rejected, notes
@@ -229,11 +240,7 @@ def read_parquet(
     import pyarrow.parquet as pq
     try:
         with pq.ParquetFile(path, page_checksum_verification=True) as file:
-            meta = file.metadata
-            stored = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-            # Runs of one value take no room in the file and all of it in memory.
-            check_expansion(max(stored, 8 * meta.num_rows * meta.num_columns), path)
-            _check_texts(path, meta)
+            check_parquet(path, file.metadata)
             table = file.read()
     except (pa.ArrowException, OSError, MemoryError) as error:
         if isinstance(error, SourceFormatError): raise

@@ -18,7 +18,7 @@ import pandas as pd
 from .cells import from_arrow
 from .errors import SourceFormatError, explain
 from .mapped import open_frame, read_about, write_frames
-from .readers import check_expansion
+from .readers import check_parquet
 from .settings import Settings, workspace_dir
 
 # %% ../nbs/03_shards.ipynb #3c22fb0e
@@ -34,15 +34,17 @@ def _pieces(paths):
     "Frame, rejected and notes of some rows after others; row numbers count from 1 through all files."
     import pyarrow as pa
     import pyarrow.parquet as pq
-    try: schema = pa.unify_schemas([pq.read_schema(path).remove_metadata() for path in paths], promote_options="permissive")
-    except (pa.ArrowException, OSError, MemoryError) as error: raise _unreadable(paths[0].parent, error) from None
-    done = 0
+    schemas, done = [], 0
+    for path in paths:
+        try: schemas.append(pq.read_schema(path).remove_metadata())
+        except (pa.ArrowException, OSError, MemoryError) as error: raise _unreadable(path, error) from None
+    try: schema = pa.unify_schemas(schemas, promote_options="permissive")
+    except pa.ArrowException as error: raise _unreadable(paths[0].parent, error) from None
     for path in paths:
         try:
             with pq.ParquetFile(path, page_checksum_verification=True) as file:
                 meta = file.metadata
-                stored = sum(meta.row_group(i).total_byte_size for i in range(meta.num_row_groups))
-                check_expansion(max(stored, 8 * meta.num_rows * meta.num_columns), path)
+                stored = check_parquet(path, meta)
                 n = max(1, min(_PIECE_ROWS, _PIECE_BYTES * meta.num_rows // max(stored, 1)))
                 for batch in file.iter_batches(batch_size=n):
                     table = pa.Table.from_batches([batch])
@@ -62,7 +64,7 @@ def read_shards(
     settings:Settings, # Whose workspace keeps what was laid out
     finish=None,       # Function (frame, rejected) -> frame, applied to each piece; what it does is told by `key`
     key:str="",        # Says what `finish` does
-) -> tuple:            # frame (its texts on disk), rejected, notes, and the folder where it lies
+) -> tuple:            # frame (its texts on disk), rejected, notes, and the folder where it lies; another one each time it is laid out
     "The rows of all files as one frame; `SourceFormatError` names a file that cannot be read."
     folder = Path(folder).resolve()
     paths = shard_paths(folder)
@@ -79,4 +81,4 @@ def read_shards(
         more = {"state": hashlib.sha256(state.encode()).hexdigest()}
         write_frames(frames(), place, more)
         about = read_about(place)
-    return open_frame(place), [tuple(row) for row in about["rejected"]], about["notes"], place
+    return open_frame(place), [tuple(row) for row in about["rejected"]], about["notes"], place/about["part"]

@@ -106,7 +106,7 @@ def blank_rows(
     found = np.diff(buffer.offsets) == 0
     for start, stop in zip(edges := block_edges(buffer.offsets), edges[1:]):
         block = buffer.rows(start, stop)
-        seen = np.append(0, np.cumsum((block.data > 32) & (block.data < 127), dtype="int64"))
+        seen = np.append(0, np.cumsum((block.data > 32) & (block.data < 127), dtype="int32"))
         # A text without any printable ASCII is looked at by the letter.
         for row in np.flatnonzero(seen[block.offsets[1:]] == seen[block.offsets[:-1]]): found[start + row] = not block.text(row).strip()
     return found

@@ -283,3 +283,13 @@ def test_a_folder_and_its_frame_in_memory_are_one_dataset(folder):
     pd.testing.assert_frame_equal(memory.frame, disk.frame)
     assert make_dataset(disk.frame, "tickets").digest == disk.digest
     assert np.array_equal(memory.rejected, disk.rejected)
+
+
+def test_whoever_has_a_frame_open_keeps_it_when_the_folder_is_written_anew(tmp_path):
+    "In this process and in others: a file's path never means other bytes than before."
+    first = open_frame(write_frames([pd.DataFrame({"text": pd.Series(["a b c d"], dtype="str")})], tmp_path / "frame"))
+    sent = pickle.dumps(pack(first))
+    second = open_frame(write_frames([pd.DataFrame({"text": pd.Series(["xxx.yyy"], dtype="str")})], tmp_path / "frame"))
+    assert (first["text"].tolist(), second["text"].tolist()) == (["a b c d"], ["xxx.yyy"])
+    assert place_of(utf8_column(first["text"])[0]) != place_of(utf8_column(second["text"])[0])
+    with pytest.raises(FileNotFoundError): unpack(pickle.loads(sent))
