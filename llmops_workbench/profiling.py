@@ -176,7 +176,7 @@ class Profile(Result):
 
     def words(self): return _words(self)
     def tables(self):
-        tables = {"Findings": self.findings.drop(columns="where"), "Columns": self.columns, "Keys of JSON columns": self.keys, "Topics": self.topics, "Turns of chats": self.turns,
+        tables = {"Findings": self.findings.drop(columns="where"), "Columns": self.columns, "JSON keys": self.keys, "Topics": self.topics, "Turns of chats": self.turns,
                   "Duplicates": self.duplicates, "Rejected": self.rejected, "Rows": self.frame}
         return {name: frame for name, frame in tables.items() if len(frame)}
     def frames(self): return {"findings": self.findings, "columns": self.columns, "topics": self.topics, "duplicates": self.duplicates, "rejected": self.rejected}
