@@ -10,6 +10,7 @@ Written to benchmarks/results/profile.json.
 """
 
 import argparse
+import importlib
 import json
 import os
 import platform
@@ -66,7 +67,7 @@ def serve(peer, path):
 
 
 def ours(texts):
-    import numba  # as in any session that has drawn a map; small columns are counted by numpy without it
+    importlib.import_module("numba")  # as in any session that has drawn a map; small columns are counted by numpy without it
     import numpy as np
     from llmops_workbench.counts import count_texts
     from llmops_workbench.duplicates import exact_duplicates

@@ -486,6 +486,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmops_workbench/duplicates.py'),
                                              'llmops_workbench.duplicates._unique_compiled': ( 'duplicates.html#_unique_compiled',
                                                                                                'llmops_workbench/duplicates.py'),
+                                             'llmops_workbench.duplicates._whole_hashes_compiled': ( 'duplicates.html#_whole_hashes_compiled',
+                                                                                                     'llmops_workbench/duplicates.py'),
                                              'llmops_workbench.duplicates.clusters': ( 'duplicates.html#clusters',
                                                                                        'llmops_workbench/duplicates.py'),
                                              'llmops_workbench.duplicates.exact_duplicates': ( 'duplicates.html#exact_duplicates',

@@ -108,7 +108,7 @@ class _TextFile:
 def write_frames(
     frames,      # Frames with the same columns, of the kinds that `cells` gives, one after the other
     folder,      # What was there is replaced when all is written
-    more:dict={},# What to keep beside it, JSON
+    more:dict|None=None, # What to keep beside it, JSON
 ) -> Path:       # The folder
     "Lay frames out on disk; at no time is more than one of them held."
     folder, token = Path(folder).resolve(), secrets.token_hex(8)
@@ -139,7 +139,7 @@ def write_frames(
         for file in files.values(): file.close()
         if rest: pd.DataFrame({str((names or []).index(n)): _join(n, pieces) for n, pieces in rest.items()}).to_parquet(building/"values.parquet")
         os.replace(building, folder/token)
-        write_atomically(folder/"frame.json", json.dumps({"part": token, "columns": names or [], "texts": [n in files for n in names or []], "rows": n_rows, **more}))
+        write_atomically(folder/"frame.json", json.dumps({"part": token, "columns": names or [], "texts": [n in files for n in names or []], "rows": n_rows, **(more or {})}))
     finally:
         for file in files.values(): file.file.close()
         shutil.rmtree(building, ignore_errors=True)

@@ -2,6 +2,7 @@
 
 import json
 import re
+import sys
 from collections import Counter
 
 import numpy as np
@@ -357,6 +358,7 @@ def test_numba_and_numpy_agree(monkeypatch):
 
 def test_size_decides_where_nobody_does(monkeypatch):
     monkeypatch.delenv("LLMOPS_NUMBA", raising=False)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
     assert not text.compiling_pays(text_buffer(["x" * 2_000_000])) and text.compiling_pays(text_buffer(["x" * 3_000_000]))
 
 

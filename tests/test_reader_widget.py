@@ -700,4 +700,4 @@ def test_a_panel_that_is_open_takes_another_dataset_over():
             says(drawn.widget, type="hover", index=0)
             assert sent and len(bits(drawn, "shown")) == len(places(drawn))
         panel.rows.filter("words", None)
-        assert (" of {:,} texts".format(len(frame)) in "".join(page.value for page in all_of(panel.live.view, ipywidgets.HTML))) == ("tokens" in panel.rows.frame)
+        assert (f" of {len(frame):,} texts" in "".join(page.value for page in all_of(panel.live.view, ipywidgets.HTML))) == ("tokens" in panel.rows.frame)

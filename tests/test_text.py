@@ -2,6 +2,7 @@
 
 import json
 import random
+import sys
 import re
 
 import numpy as np
@@ -148,7 +149,10 @@ def test_numba_and_numpy_agree_to_the_last_bit(monkeypatch):
 
 def test_size_decides_where_nobody_does(monkeypatch):
     monkeypatch.delenv("LLMOPS_NUMBA", raising=False)
-    assert not text.use_numba(1_000_000) and text.use_numba(100_000_000)
+    monkeypatch.delitem(sys.modules, "numba", raising=False)
+    assert not text.use_numba(5_000_000) and text.use_numba(100_000_000)
+    monkeypatch.setitem(sys.modules, "numba", "has been started")
+    assert not text.use_numba(1_000_000) and text.use_numba(5_000_000)
 
 
 def test_copies_of_a_form_letter_are_one_cluster_and_few_pairs(monkeypatch):
