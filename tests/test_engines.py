@@ -18,6 +18,8 @@ from llmops_workbench.duplicates import near_duplicates
 from llmops_workbench.engines import Local, Ray, load_engine
 from llmops_workbench.errors import MissingDependencyError, ParameterValueError
 from llmops_workbench.helpdesk import generate_helpdesk
+from llmops_workbench.mapped import on_disk
+from llmops_workbench.preparation import prepare
 from llmops_workbench.profiling import Profile, profile
 from llmops_workbench.settings import load_settings
 from llmops_workbench.text import block_edges, text_buffer
@@ -219,6 +221,27 @@ def test_a_profile_is_the_same_on_a_cluster(cluster, blocks, tmp_path, monkeypat
     memory = profile(tickets(), tokenizer=None, signals=SIGNALS)
     same_profile(Profile(here.summary | {"dataset": ""}, **{n: v for n, v in vars(here).items() if n != "summary"}),
                  Profile(memory.summary | {"dataset": ""}, **{n: v for n, v in vars(memory).items() if n != "summary"}))
+
+
+STEPS = ["drop_empty", "normalise_unicode", {"redact": {"mode": "label"}}, {"filter_rows": {"keep": [{"column": "words", "at_least": 3}]}}, {"map_columns": {"fill": {"asked": "{channel}: {text}"}}},
+         "drop_exact_duplicates", {"drop_near_duplicates": {"keep": "longest"}}, {"balance": {"column": "channel", "ratio": 3.0}}, {"sample": {"share": 0.9}}]
+
+
+@pytest.mark.slow
+def test_a_recipe_gives_the_same_digests_on_a_cluster(cluster, blocks, tmp_path, workspace):
+    "Rows in are rows kept and rows rejected, snapshots have the same digests, and nothing is left in the cache but what is in use."
+    folder, cache = write_parts(tickets(), tmp_path / "tickets"), load_settings().workspace / "cache"
+    given = {"steps": STEPS, "tasks": {"channel": ["Which channel?\n{asked}", "{channel}"], "echo": ["Say it again.\n{text}", "{text}"]}, "similarity": 0.5, "name": "picked"}
+    here, there = (prepare(folder, engine=engine, **given) for engine in ("local", "ray"))
+    assert here.outputs == there.outputs and here.summary == there.summary
+    for name in ("frame", "steps", "changes", "rejected"):
+        pd.testing.assert_frame_equal(getattr(here, name), getattr(there, name))
+    memory = prepare(tickets(), **given)
+    assert {part: reference.partition("@")[2] for part, reference in memory.outputs.items()} == {part: reference.partition("@")[2] for part, reference in here.outputs.items()}
+    rows = here.steps
+    assert (rows["rows_in"] + rows["added"] == rows["rows_out"] + rows["rejected"]).all() and rows["changed"].iloc[2] > 50
+    assert here.summary["n_rows"] + len(here.rejected[here.rejected["step"] == "read"]) == len(tickets())
+    assert on_disk(here.frame) and not any((cache / "rounds").iterdir())
 
 
 def chats(n=120):
