@@ -744,7 +744,7 @@ def test_the_prompt_lab_takes_kept_rows_of_the_sample(shown_panel):
 
 def test_without_a_screen_all_rows_or_those_selected_are_kept(workspace, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    tickets = generate_helpdesk(n_rows=40, seed=4)[0].rename(columns={"text": "body"})
+    tickets = generate_helpdesk(n_rows=100, seed=4)[0].head(40).rename(columns={"text": "body"})
     panel = ExplorePanel(dataset=tickets, text_column="body", signals=["lengths"])
     with pytest.raises(UserError): panel.send("prepare")
     panel.run()
@@ -795,4 +795,4 @@ def test_a_panel_that_is_open_takes_another_dataset_over():
             says(drawn.widget, type="hover", index=0)
             assert sent and len(bits(drawn, "shown")) == len(places(drawn))
         panel.rows.filter("words", None)
-        assert (" of {:,} texts".format(len(frame)) in "".join(page.value for page in all_of(panel.live.view, ipywidgets.HTML))) == ("tokens" in panel.rows.frame)
+        assert (f" of {len(frame):,} texts" in "".join(page.value for page in all_of(panel.live.view, ipywidgets.HTML))) == ("tokens" in panel.rows.frame)
