@@ -37,7 +37,7 @@ def trained(pattern, texts):
     tokenizer = Tokenizer(models.BPE())
     byte_level = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=pattern is None)
     tokenizer.pre_tokenizer = byte_level if pattern is None else pre_tokenizers.Sequence([pre_tokenizers.Split(Regex(pattern), "isolated"), byte_level])
-    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=8000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|end|>"], show_progress=False))
+    tokenizer.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=4000, initial_alphabet=pre_tokenizers.ByteLevel.alphabet(), special_tokens=["<|end|>"], show_progress=False))
     return tokenizer
 
 
@@ -78,16 +78,20 @@ def compare(name, texts, tokenizer, repeats):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--repeats", type=int, default=7)
-    repeats = parser.parse_args().repeats
-    small, large = tickets(6000, 100), tickets(60_000, 200)
-    long = ["\n\n".join(large[at:at + 60]) for at in range(0, len(large), 60)]
-    starter = load_tokenizer("starter")
-    rows = [compare("6,000 tickets", small, starter, repeats), compare("60,000 tickets", large, starter, repeats), compare("1,000 long texts", long, starter, repeats),
-            compare("100 tickets", small[:100], starter, repeats)]
+    repeats, rows = parser.parse_args().repeats, []
+
+    def measure(name, texts, tokenizer):
+        rows.append(compare(name, texts, tokenizer, repeats))
+        RESULTS.write_text(json.dumps({"repeats": repeats, "cores": os.cpu_count(), "python": platform.python_version(), "tokenizers": tokenizers.__version__, "numpy": np.__version__, "results": rows}, indent=1) + "\n",
+                           encoding="utf-8")
+    small, starter = tickets(6000, 100), load_tokenizer("starter")
+    measure("100 tickets", small[:100], starter)
+    measure("6,000 tickets", small, starter)
     for name, pattern in {"GPT-2": None, "Llama 3": HEAD + "{1,3}" + TAIL, "Qwen": HEAD + TAIL}.items():
-        rows.append(compare(f"6,000 tickets, {name}'s pattern", small, trained(pattern, tickets(6000, 90)), repeats))
-    RESULTS.write_text(json.dumps({"repeats": repeats, "cores": os.cpu_count(), "python": platform.python_version(), "tokenizers": tokenizers.__version__, "numpy": np.__version__, "results": rows}, indent=1) + "\n",
-                       encoding="utf-8")
+        measure(f"6,000 tickets, {name}'s pattern", small, trained(pattern, tickets(1000, 90)))
+    other = tickets(12_000, 300)
+    measure("200 long texts", ["\n\n".join(other[at:at + 60]) for at in range(0, len(other), 60)], starter)
+    measure("60,000 tickets", tickets(60_000, 200), starter)
 
 
 if __name__ == "__main__":
