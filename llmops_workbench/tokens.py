@@ -31,7 +31,7 @@ def load_tokenizer(
     return tokenizer
 
 # %% ../nbs/08_tokens.ipynb #8ae75687
-PIECES_BYTES = 20_000 # From here on texts are counted by their pieces
+PIECES_BYTES = 100_000 # From here on texts are counted by their pieces: in less, too little occurs twice
 
 def _encode(texts, tokenizer):
     "Encodings without special tokens, some thousand at a time."
