@@ -47,6 +47,7 @@ Modules:
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
 - `llmops_workbench.pictures`: A plotly figure drawn with neither browser nor network
+- `llmops_workbench.pieces`: Where a text may be cut so that its tokens are those of its parts, and how many they are
 - `llmops_workbench.pipeline`: Workflows in order, each taking what an earlier one gave, ending in one page
 - `llmops_workbench.preparation`: From rows to examples: cleaned, formatted, split so that no prompt is seen twice
 - `llmops_workbench.profiling`: What is in the data, what is wrong with it, and which step mends it

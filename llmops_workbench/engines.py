@@ -72,7 +72,7 @@ class Local:
         if processes:
             from joblib import Parallel, delayed
             found = []
-            for result in Parallel(n_workers, return_as="generator")(delayed(function)(item, *more) for item in items):
+            for result in Parallel(n_workers, return_as="generator", max_nbytes=None)(delayed(function)(item, *more) for item in items):
                 found.append(result)
                 if on_done: on_done(len(found), len(items))
             return found

@@ -250,16 +250,17 @@ def defaults_of(
 
 # %% ../nbs/00_params.ipynb #5ea0f60d
 def parameters_cell(
-    function, # A stage function whose parameters all have defaults
-) -> str:     # Source of the cell to tag `parameters`
+    declared,    # A stage function whose parameters all have defaults, or what `parameters_in_cell` returned
+    values=None, # Name -> checked value that stands in place of the default
+) -> str:        # Source of the cell to tag `parameters`
     "The parameters cell of a function's workflow, one typed and commented line each; `ParameterValueError` if one has no default."
-    lines = []
-    for name, parameter in parameters_of(function).items():
-        if parameter.required:
-            raise ParameterValueError(explain(f"Parameter '{name}' of {function.__name__}() has no default",
+    lines, values, where = [], values or {}, f" of {declared.__name__}()" if callable(declared) else ""
+    for name, parameter in (parameters_of(declared) if callable(declared) else declared).items():
+        if parameter.required and name not in values:
+            raise ParameterValueError(explain(f"Parameter '{name}'{where} has no default",
                                               "A workflow runs with no parameter given", "Give it a default from the sample data"))
         # Inside a literal an escape stands for the same character, and papermill's pattern does not see it.
-        default = repr(parameter.default).replace("=", r"\x3d").replace("#", r"\x23")
+        default = repr(_freeze(values[name], name) if name in values else parameter.default).replace("=", r"\x3d").replace("#", r"\x23")
         lines.append((f"{name}: {_cell_annotation(parameter)} = {default}", _cell_help(parameter)))
     width = min(60, max((len(code) for code, _ in lines), default=0))
     return "\n".join(f"{code:<{width}}  # {text}".rstrip(" #") for code, text in lines)
@@ -272,9 +273,13 @@ def _cell_annotation(parameter) -> str:
 
 def _cell_help(parameter) -> str:
     "The comment, with the choices or bounds that the annotation cannot carry, and without any `=`."
-    text = parameter.help
+    text, limits = _without_signs(parameter.help), ""
     if parameter.choices or parameter.low is not None or parameter.high is not None:
-        text = f"{text} ({allowed_values(replace(parameter, live=(), optional=False))})".strip()
+        limits = _without_signs(f"({allowed_values(replace(parameter, live=(), optional=False))})")
+    # The comment of a cell that was read back says them already.
+    return text if text.endswith(limits) else f"{text} {limits}".strip()
+
+def _without_signs(text):
     for sign, word in {">=": "≥", "<=": "≤", "!=": "≠", "==": "=", "=": " is ", "type:": "type"}.items(): text = text.replace(sign, word)
     return " ".join(text.split())
 

@@ -75,7 +75,7 @@ def _measure_block(given):
     buffer, group, tokenizer, total = given
     # A block of a large column is small: what the column as a whole is worth counts.
     if use_numba(total): import numba
-    if group == "tokens": return pd.DataFrame({"tokens": count_tokens(buffer.series().tolist(), load_tokenizer(tokenizer))})
+    if group == "tokens": return pd.DataFrame({"tokens": count_tokens(buffer, load_tokenizer(tokenizer))})
     return _MEASURES[group](buffer.series(), buffer)
 
 _SHARED_ROWS = 20_000  # From here on it pays to start other processes

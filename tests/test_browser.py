@@ -266,11 +266,27 @@ def test_findings_map_reader_and_rows_to_keep(project, workspace, chromium, arte
         page.wait_for_function("() => [...document.querySelectorAll('textarea[aria-label=dataset]')].some(node => node.value.startsWith('picked@'))", timeout=30_000)
         reference = page.locator("textarea[aria-label=dataset]").input_value()
         assert list((workspace / "snapshots").glob(f"{reference}*.parquet")) and list((workspace / "snapshots").glob(f"{reference}*.origin"))
+        page.get_by_role("button", name="Prepare", exact=True).click()
+        link = page.locator("a:visible", has_text="prepare-picked.ipynb")
+        link.wait_for(timeout=30_000)
+        for theme in ("Dark", "Light"):
+            page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: `JupyterLab ${name}` })", theme)
+            page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower(), timeout=30_000)
+            page.get_by_role("button", name="Keep these rows").scroll_into_view_if_needed()
+            page.wait_for_timeout(1000)
+            page.screenshot(path=str(artefacts / f"explore-6-kept-{theme.lower()}.png"))
         page.get_by_role("tab", name="Duplicates").click()
         page.locator(".llmops-rows:visible tbody tr").first.click()
         page.get_by_text("is kept").first.wait_for(timeout=30_000)
         page.screenshot(path=str(artefacts / "explore-5-duplicates.png"))
         assert not lab.errors() and not page.refused
+
+        # What was kept goes on: the link opens the notebook in JupyterLab, with these rows in its parameters.
+        page.get_by_role("tab", name="Texts").click()
+        link.click()
+        page.get_by_role("tab", name="prepare-picked.ipynb").wait_for(timeout=30_000)
+        page.locator(".jp-NotebookPanel:visible .jp-Cell", has_text=reference).first.wait_for(timeout=30_000)
+        assert page.get_by_role("tab", name="explore.ipynb").count() == 1
 
 
 def test_a_recipe_is_clicked_together_undone_frozen_and_run_headlessly(project, workspace, chromium, artefacts):

@@ -1,5 +1,6 @@
 """Map, reader and recipe without a browser: what each message does, what is sent back, and that text stays text."""
 
+import errno
 import json
 from fractions import Fraction
 from html.parser import HTMLParser
@@ -11,9 +12,15 @@ import pytest
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
+from llmops_workbench import catalogue
+from llmops_workbench.catalogue import read_workflow
+from llmops_workbench.datasets import read_dataset
 from llmops_workbench.display import visible
+from llmops_workbench.errors import SourceNotFoundError, UserError, WorkspaceError
+from llmops_workbench.prompting import plan_grid
 from llmops_workbench.recipes import STEPS, read_steps, run_steps
 from llmops_workbench.helpdesk import generate_helpdesk
+from llmops_workbench.runner import run_workflow
 from llmops_workbench.widgets import map as map_module
 from llmops_workbench.widgets.explore import ExplorePanel
 from llmops_workbench.widgets.map import TextMap, inside, spread
@@ -671,6 +678,94 @@ def test_the_menu_has_every_step_once_with_its_help():
     for name in STEPS:
         editor.menu.value = name
         assert Page(editor.help.value).text == visible(STEPS[name].help)
+
+
+# --- kept rows go on ------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def shown_panel(workspace, tmp_path, monkeypatch):
+    "An explore panel with its controls, in a folder of its own."
+    monkeypatch.chdir(tmp_path)
+    panel = ExplorePanel(dataset=generate_helpdesk(n_rows=150, seed=4)[0], signals=["lengths"])
+    panel.live = Live(panel)
+    panel.run()
+    panel.rows.filter("words", {"column": "words", "at_least": 30})
+    return panel
+
+
+def test_kept_rows_go_on_by_a_click(shown_panel, tmp_path):
+    onward = lambda: next(box for box in all_of(shown_panel.live.view, ipywidgets.VBox) if any(isinstance(child, ipywidgets.Output) for child in box.children))
+    press = lambda text: next(b for b in all_of(shown_panel.live.view, ipywidgets.Button) if b.description == text).click()
+    links = lambda: [out["data"]["text/html"] for out in onward().children[1].outputs]
+    assert onward().layout.display == "none"
+    press("Keep these rows")
+    assert [b.description for b in all_of(onward(), ipywidgets.Button)] == ["Prepare", "Prompt lab"] and onward().layout.display == "" and not links()
+    (tmp_path / "prepare-picked.ipynb").write_text("mine")
+    press("Prepare")
+    press("Prompt lab")
+    assert (tmp_path / "prepare-picked.ipynb").read_text() == "mine"
+    assert links() == ['<a href="prepare-picked-2.ipynb">prepare-picked-2.ipynb</a>', '<a href="prompt-picked.ipynb">prompt-picked.ipynb</a>']
+    written = read_workflow(tmp_path / "prepare-picked-2.ipynb")
+    reference = written.parameters["dataset"].default
+    assert len(read_dataset(reference)) == len(shown_panel.rows.view) < 150
+    changed = {name for name, parameter in written.parameters.items() if parameter.default != read_workflow("prepare").parameters[name].default}
+    assert changed == {"dataset"} and written.parameters["text_column"].default == "text"
+    assert "tasks" in read_workflow(tmp_path / "prompt-picked.ipynb").parameters
+    # Other rows are kept by another click, and a bad name is said in a line that is only text.
+    name = next(field for field in all_of(shown_panel.live.view, ipywidgets.Text) if field.description == "name")
+    name.value = "<img src=x>"
+    press("Keep these rows")
+    said = next(page.value for page in all_of(shown_panel.live.view, ipywidgets.HTML) if 'role="alert"' in page.value and "cannot name" in page.value)
+    harmless(said)
+    assert onward().layout.display == "none"
+
+
+def test_a_folder_that_cannot_be_written_is_said(shown_panel, tmp_path, monkeypatch):
+    def full(path, content): raise WorkspaceError("no") from OSError(errno.ENOSPC, "No space left on device")
+    monkeypatch.setattr(catalogue, "write_atomically", full)
+    with pytest.raises(WorkspaceError, match="prepare-picked.ipynb' cannot be written: .*full"): shown_panel.send("prepare")
+    assert not list(tmp_path.glob("prepare*"))
+    with pytest.raises(SourceNotFoundError, match="Did you mean 'prepare'"): shown_panel.send("preprae")
+
+
+def test_the_notebook_that_was_written_runs_on_these_rows(shown_panel, tmp_path):
+    path = shown_panel.send("prepare", name="long")
+    reference = read_workflow(path).parameters["dataset"].default
+    run = run_workflow(path, output=tmp_path / "done.ipynb")
+    assert run.status == "FINISHED" and run.summary["dataset"] == reference and run.summary["n_rows"] == len(shown_panel.rows.view) == len(read_dataset(reference))
+
+
+def test_the_prompt_lab_takes_kept_rows_of_the_sample(shown_panel):
+    values = {name: parameter.default for name, parameter in read_workflow(shown_panel.send("prompt")).parameters.items()}
+    plan = plan_grid(**{**values, "n_examples": 2})
+    assert values["dataset"].startswith("picked@") and set(values["tasks"]) == {"query", "summary"} and len(plan)
+
+
+def test_without_a_screen_all_rows_or_those_selected_are_kept(workspace, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    tickets = generate_helpdesk(n_rows=100, seed=4)[0].head(40).rename(columns={"text": "body"})
+    panel = ExplorePanel(dataset=tickets, text_column="body", signals=["lengths"])
+    with pytest.raises(UserError): panel.send("prepare")
+    panel.run()
+    assert len(read_dataset(panel.keep("all"))) == 40
+    panel.selection = tickets["id"].tolist()[3:6]
+    written = read_workflow(panel.send("prepare")).parameters
+    assert read_dataset(written["dataset"].default).frame["id"].tolist() == panel.selection and written["text_column"].default == "body"
+    panel.selection = ["nowhere"]
+    with pytest.raises(UserError, match="no rows to keep"): panel.keep()
+
+
+def test_the_map_follows_its_table_at_once(workspace):
+    panel = ExplorePanel(dataset=generate_helpdesk(n_rows=100, seed=4)[0], signals=["lengths", "topics"])
+    panel.live = Live(panel)
+    panel.run()
+    told = []
+    panel.rows.table.observe(lambda change: told.append("table"), names=["page"])
+    panel.live.__dict__["kept"]["map"].widget.observe(lambda change: told.append("map"), names=["count"])
+    panel.observe(lambda change: told.append("selection"), names=["selection"])
+    panel.rows.filter("words", {"column": "words", "at_least": 30})
+    assert told == ["table", "map", "selection"]
 
 
 # --- all of it in a panel -------------------------------------------------------------------------------------------

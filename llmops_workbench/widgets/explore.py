@@ -10,16 +10,20 @@ __all__ = ['ExplorePanel']
 
 # %% ../../nbs/widgets/41_explore.ipynb #40e9c9c3
 import json
+from pathlib import Path
 
 import ipywidgets
 from fastcore.basics import patch
 
+from ..catalogue import copy_workflow, read_workflow, workflows
 from ..datasets import make_dataset, read_dataset, save_snapshot
-from ..display import escape, paragraphs, table_html
+from ..display import escape, notebook_link, paragraphs, table_html
 from ..embeddings import TextIndex
-from ..errors import UserError
+from ..errors import ParameterValueError, UserError, explain
+from ..helpdesk import helpdesk_tasks
 from ..overview import count_cut
 from ..signals import SIGNALS
+from ..templates import template_columns
 from .fields import CopyText, html_widget
 from .map import TextMap
 from .panel import Panel
@@ -37,6 +41,7 @@ class ExplorePanel(Panel):
     purpose = "What is in the texts, what is wrong with them, and which step of prepare mends it."
     first_fields = ("dataset", "text_column", "tokenizer", "max_length_tokens")
     steps = ()  # Steps of prepare that were collected here
+    leads_to = {"prepare": "Prepare", "prompt": "Prompt lab", "feedback": "Label"}  # Workflows that take kept rows on, those of them that there are
     _tell_cut = staticmethod(lambda: None)
 
     def static_parts(self, result):
@@ -210,16 +215,36 @@ def _select(self:ExplorePanel):
 
 @patch
 def _keep_view(self:ExplorePanel):
-    "A button that makes a dataset of the rows, for prepare, for the prompt lab or for labelling."
+    "A button that makes a dataset of the rows, and then one for each workflow that takes it on."
     name = ipywidgets.Text(value="picked", description="name", layout={"width": "18em"}, tooltip="What to call the dataset")
     button, told = ipywidgets.Button(description="Keep these rows", tooltip="Save the rows of the view, or those that are ticked, as a dataset"), CopyText(label="dataset")
-    told.layout.display = "none"
+    # Only an output's links are JupyterLab's to open; in any other widget the browser would leave the page.
+    said, links = ipywidgets.HTML(), ipywidgets.Output()
+    held = {}
+    def attempt(work):
+        said.value = ""
+        try: work()
+        except UserError as error: said.value = f'<div role="alert" style="border-left:4px solid var(--jp-error-color1,#d32f2f);padding:4px 8px">{escape(str(error))}</div>'
     def keep(_):
-        try: told.text = self.keep(name.value)
-        except UserError as error: told.text = str(error)
-        told.layout.display = ""
+        onward.layout.display = told.layout.display = "none"
+        def work():
+            held["reference"] = told.text = self.keep(name.value)
+            onward.layout.display, told.layout.display, links.outputs = "", "", ()
+        attempt(work)
+    def send(workflow):
+        def work():
+            path = self._send(workflow, held["reference"])
+            links.outputs += ({"output_type": "display_data", "data": {"text/html": notebook_link(path, path.parent), "text/plain": path.name}, "metadata": {}},)
+        attempt(work)
     button.on_click(keep)
-    return ipywidgets.VBox([ipywidgets.HBox([button, name]), told])
+    ways = []
+    for each in workflows():
+        if each.name not in self.leads_to or "dataset" not in each.parameters: continue
+        ways.append(ipywidgets.Button(description=self.leads_to[each.name], tooltip=f"Write a notebook for these rows beside this one: {each.purpose}"))
+        ways[-1].on_click(lambda _, name=each.name: send(name))
+    onward = ipywidgets.VBox([ipywidgets.HBox([ipywidgets.Label("Go on with these rows:"), *ways], layout={"align_items": "center"}), links])
+    onward.layout.display = told.layout.display = "none"
+    return ipywidgets.VBox([ipywidgets.HBox([button, name], layout={"align_items": "center"}), told, onward, said])
 
 @patch
 def keep(
@@ -227,10 +252,36 @@ def keep(
     name:str="picked", # What to call the dataset
 ) -> str:              # "name@digest", to pass on to any stage
     "Save the selected rows as a dataset that knows where it comes from."
-    source = self._dataset.frame.reset_index(drop=True)
-    chosen = self.rows.frame["id"].isin(self.selection) if self.selection else self.rows.view.mask
-    operations = [{"rows": list(self.rows.table.ticked)}] if self.rows.table.ticked else self.view
-    return save_snapshot(make_dataset(source[chosen].reset_index(drop=True), name), recipe={"function": "view", "operations": operations}, parent=self._dataset.reference)
+    if self.result is None: raise UserError(self.words()[0])
+    rows, dataset = self.rows, self._dataset if self.rows else read_dataset(self.ran_with["dataset"], text_column=self.ran_with["text_column"])
+    source = dataset.frame.reset_index(drop=True)
+    ids = rows.frame["id"] if rows else self.result.beside(dataset.frame)["id"]
+    chosen = ids.isin(self.selection) if self.selection else rows.view.mask if rows else ids.notna()
+    picked = list(rows.table.ticked) if rows else list(self.selection)
+    if not chosen.any(): raise ParameterValueError(explain("There are no rows to keep", "", "Take a filter back, or tick some rows"))
+    operations = [{"rows": picked}] if picked else self.view
+    return save_snapshot(make_dataset(source[chosen.to_numpy() if hasattr(chosen, "to_numpy") else chosen].reset_index(drop=True), name), recipe={"function": "view", "operations": operations}, parent=dataset.reference)
+
+@patch
+def send(
+    self:ExplorePanel,
+    workflow:str,      # "prepare", "prompt" or another that takes a dataset
+    name:str="picked", # What to call the dataset
+) -> Path:             # The notebook
+    "Keep the selected rows and write a notebook of a workflow that starts from them, beside this one."
+    read_workflow(workflow).check({"dataset": name})  # before anything is kept
+    return self._send(workflow, self.keep(name))
+
+@patch
+def _send(self:ExplorePanel, workflow, reference):
+    "The notebook of a workflow, with the rows and with the column that was explored."
+    declared, values = read_workflow(workflow).parameters, {"dataset": reference}
+    if "text_column" in declared: values["text_column"] = self.ran_with["text_column"]
+    # The sample's rows are examples by its own tasks. Its name told so, which the kept rows no longer have.
+    columns, tasks = set(read_dataset(reference).frame), helpdesk_tasks()
+    known = {c for pair in tasks.values() for template in pair for c in template_columns(template)} <= columns and not {"prompt", "completion"} & columns
+    if "tasks" in declared and declared["tasks"].default is None and known: values["tasks"] = tasks
+    return copy_workflow(workflow, ".", values, name=f"{workflow}-{reference.partition('@')[0]}")
 
 # %% ../../nbs/widgets/41_explore.ipynb #a0ec4ebb
 @patch

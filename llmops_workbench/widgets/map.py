@@ -154,7 +154,7 @@ class TextMap:
     ):
         self.rows, self.say, self.widget, self.frame = rows, say, MapView(), None
         self.widget.on_msg(lambda widget, message, buffers: self.handle(message))
-        rows.on_turn.append(self.refresh)
+        rows.on_turn.insert(0, self.refresh)  # right after the table, before whatever takes longer: both counts change together
         self.show(choices)
 
     def show(self, choices):

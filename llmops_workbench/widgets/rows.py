@@ -210,7 +210,7 @@ class TableView(anywidget.AnyWidget):
     .llmops-wrong:not(:empty) { border-left: 4px solid var(--jp-error-color1, #d32f2f); padding: 4px 8px; color: var(--jp-ui-font-color1, inherit); font-size: var(--jp-ui-font-size1, 13px); }
     .llmops-rows tbody tr { cursor: pointer; }
     .llmops-rows tbody tr:hover { background: var(--jp-layout-color2, rgba(128, 128, 128, 0.15)); }
-    .llmops-rows tbody tr[aria-selected="true"] { background: var(--jp-brand-color3, #bbdefb); color: var(--jp-ui-font-color0, inherit); }
+    .llmops-rows tbody tr[aria-selected="true"] { background: color-mix(in srgb, var(--jp-brand-color1, #2196f3) 28%, transparent); }
     """
     label = traitlets.Unicode("rows").tag(sync=True)
     page = traitlets.Dict().tag(sync=True)  # All of a page at once, so that it is drawn once
