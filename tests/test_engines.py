@@ -241,7 +241,7 @@ def test_a_recipe_gives_the_same_digests_on_a_cluster(cluster, blocks, tmp_path,
     rows = here.steps
     assert (rows["rows_in"] + rows["added"] == rows["rows_out"] + rows["rejected"]).all() and rows["changed"].iloc[2] > 50
     assert here.summary["n_rows"] + len(here.rejected[here.rejected["step"] == "read"]) == len(tickets())
-    assert on_disk(here.frame) and not any((cache / "rounds").iterdir())
+    assert on_disk(there.frame) and not any((cache / "rounds").iterdir())
 
 
 def chats(n=120):
