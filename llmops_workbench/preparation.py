@@ -23,10 +23,10 @@ import pandas as pd
 from .datasets import Dataset, check_shares, make_dataset, read_dataset, require_columns, save_snapshot
 from .display import Result
 from .duplicates import SIMILARITY
-from .engines import load_engine, using
+from .engines import SHARED_ROWS, load_engine, using
 from .errors import ParameterValueError, explain
 from .escaping import plain
-from .examples import check_tasks, make_examples
+from .examples import check_tasks, make_examples, with_ids
 from .mapped import join_frames, on_disk, open_frame, pack, scratch, take_rows, unpack, write_frames
 from .params import Between
 from .recipes import read_steps, run_steps
@@ -130,7 +130,7 @@ def prepare(
         "The splits are train, and validation and test where wanted", 'For example {"train": 0.8, "validation": 0.1, "test": 0.1}'))
     checked = read_steps(steps)
     dataset, fields = _read(dataset, text_column, tasks, checked)
-    frame = _with_ids(dataset, fields)
+    frame = _named_rows(dataset, fields)
     for given, column in (("duplicate_columns", duplicate_columns), ("group_by", group_by), ("time_column", time_column)):
         if column: require_columns(frame, column, given)
     same, name = duplicate_columns or [f for f in fields if f in frame] or [text_column], name or dataset.name
@@ -151,12 +151,12 @@ def prepare(
         examples = examples[[c for c in ("id", "row", "task", "prompt", "completion", "split", "group", "clean") if c in examples]]
         return _collect(dataset, examples, counts, changes, rejected, split, name, leaked, near, used, recipe)
 
-def _with_ids(dataset, fields):
-    "The rows with a name each: their own where every row has another one."
-    frame = dataset.frame
-    if "id" in frame and frame["id"].is_unique and frame["id"].notna().all(): return frame.assign(id=frame["id"].astype("str"))
-    if "id" in fields: raise ParameterValueError(explain("A template has the field {id}, and the column id has gaps or repeats values", "The column id names the rows of a dataset", "Give the column another name and use that in the template"))
-    return frame.assign(id=pd.Series([f"{dataset.name}-{i}" for i in range(len(frame))], dtype="str"))
+def _named_rows(dataset, fields):
+    "The rows with a name each; a template cannot ask for names that are no names."
+    frame = with_ids(dataset)
+    if "id" in fields and "id" in dataset.frame and not frame["id"].equals(dataset.frame["id"].astype("str")):
+        raise ParameterValueError(explain("A template has the field {id}, and the column id has gaps or repeats values", "The column id names the rows of a dataset", "Give the column another name and use that in the template"))
+    return frame
 
 def _write_block(given, store):
     "The examples of one task of some rows, with their prompts' keys, and the rejected."
@@ -170,7 +170,7 @@ def _write_examples(kept, tasks):
     engine, edges, disk = load_engine(), frame_edges(kept), on_disk(kept)
     with engine.store(disk) as store:
         items = [(pack(kept.iloc[a:b]), {task: pair}, len(tasks) > 1) for task, pair in tasks.items() for a, b in pairwise(edges)]
-        blocks = engine.map(_write_block, items, store, processes=len(kept) >= 20_000)
+        blocks = engine.map(_write_block, items, store, processes=len(kept) >= SHARED_ROWS)
         return join_frames((unpack(packed, store.get) for packed, _ in blocks), disk), pd.concat([lost for _, lost in blocks], ignore_index=True)
 
 def _read(dataset, text_column, tasks, checked):

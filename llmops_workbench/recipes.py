@@ -15,7 +15,7 @@ import numpy as np
 import pandas as pd
 
 from .datasets import require_columns
-from .engines import load_engine
+from .engines import SHARED_ROWS, load_engine
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
 from .mapped import join_frames, on_disk, pack, unpack, utf8_column
 from .params import check_parameters
@@ -57,8 +57,6 @@ def _apply(step, frame, columns, options, place):
 
 def _first(changes, n): return changes[changes["id"].isin(changes["id"].drop_duplicates().head(n))]
 
-_SHARED_ROWS = 20_000  # From here on it pays to start other processes
-
 def _apply_in_blocks(step, frame, columns, options, place, n_changes):
     "A step that looks at each row alone, in blocks; the same for every engine."
     edges, engine, disk = frame_edges(frame), load_engine(), on_disk(frame)
@@ -66,7 +64,7 @@ def _apply_in_blocks(step, frame, columns, options, place, n_changes):
         kept, lost, added, changed = _apply(step, frame, columns, options, place)
         return kept, lost, added, changed["id"].nunique(), _first(changed, n_changes)
     with engine.store(disk) as store:
-        blocks = engine.map(_run_block, [(pack(frame.iloc[a:b]), step.name, place, columns, options, n_changes) for a, b in pairwise(edges)], store, processes=len(frame) >= _SHARED_ROWS)
+        blocks = engine.map(_run_block, [(pack(frame.iloc[a:b]), step.name, place, columns, options, n_changes) for a, b in pairwise(edges)], store, processes=len(frame) >= SHARED_ROWS)
         kept = join_frames((unpack(packed, store.get) for packed, *_ in blocks), disk)
     lost, added, changed, told = zip(*(rest for _, *rest in blocks))
     return kept, pd.concat(lost, ignore_index=True), sum(added), sum(changed), _first(pd.concat(told, ignore_index=True), n_changes)

@@ -15,7 +15,7 @@ import pandas as pd
 
 from .counts import count_texts
 from .credentials import find_secrets
-from .engines import load_engine
+from .engines import SHARED_ROWS, load_engine
 from .errors import ParameterValueError, explain, need, suggest
 from .escaping import visible
 from .injection import score_injection
@@ -78,8 +78,6 @@ def _measure_block(given):
     if group == "tokens": return pd.DataFrame({"tokens": count_tokens(buffer, load_tokenizer(tokenizer))})
     return _MEASURES[group](buffer.series(), buffer)
 
-_SHARED_ROWS = 20_000  # From here on it pays to start other processes
-
 def measure_signals(
     texts,                # Series or list of texts; missing ones count as empty
     groups=None,          # Names from `SIGNAL_GROUPS`; None: all, tokens only with a tokenizer
@@ -97,6 +95,6 @@ def measure_signals(
     items = [(buffer.rows(a, b), group, tokenizer, len(buffer.data)) for a, b in zip(edges, edges[1:]) for group in wanted]
     def tell(done, total): on_progress(len(buffer) * done // total, len(buffer), items[done][1] if done < total else "")
     if on_progress and items: tell(0, len(items))
-    parts = load_engine(engine).map(_measure_block, items, on_done=tell if on_progress else None, processes=len(buffer) >= _SHARED_ROWS)
+    parts = load_engine(engine).map(_measure_block, items, on_done=tell if on_progress else None, processes=len(buffer) >= SHARED_ROWS)
     blocks = [pd.concat(parts[at:at + len(wanted)], axis=1) for at in range(0, len(parts), len(wanted))] if wanted else []
     return pd.concat(blocks, ignore_index=True) if blocks else pd.DataFrame(index=pd.RangeIndex(len(buffer)))
