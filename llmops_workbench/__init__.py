@@ -52,6 +52,7 @@ Modules:
 - `llmops_workbench.preparation`: From rows to examples: cleaned, formatted, split so that no prompt is seen twice
 - `llmops_workbench.profiling`: What is in the data, what is wrong with it, and which step mends it
 - `llmops_workbench.prompting`: Every prompt with every model on the same examples, scored side by side
+- `llmops_workbench.prompts`: A wording with its fields, its worked examples and the schema of its answer
 - `llmops_workbench.pseudonyms`: A false name for a true one, the same all over the dataset, and no table of who is who
 - `llmops_workbench.quality`: Signals that tell a text worth training on from one that is not
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
@@ -133,7 +134,7 @@ _PUBLIC = {
     "TextIndex": "embeddings",
     "profile": "profiling",
     "prepare": "preparation",
-    "Prompt": "prompting",
+    "Prompt": "prompts",
     "run_grid": "prompting",
     "compare": "comparison",
     "finetune": "finetuning",

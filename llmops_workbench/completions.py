@@ -78,6 +78,7 @@ class Completion:
     cost:float=float("nan")   # In the price table's currency; NaN where no price is known
     error:str=""              # Why there is no text
     finish_reason:str="stop"  # "stop", "length" (cut at a limit) or "error"
+    structured:str=""         # How a schema was kept to: "constrained", "response_format", "parsed", "repaired" or "invalid"; empty without one
 
 def failed(
     error:str | Exception,   # The reason
@@ -99,12 +100,12 @@ def storable(
 # %% ../nbs/08_completions.ipynb #c8b361be
 def completion_frame(
     completions:list, # `Completion`s in the order of the prompts
-) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason
+) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason, structured
     "Completions as a frame whose column types do not depend on what happened."
     rows = [asdict(c) | {"completion": storable(c.completion), "error": storable(c.error)} for c in completions]
     frame = pd.DataFrame(rows, columns=list(Completion.__dataclass_fields__))
     return frame.astype({"completion": "str", "prompt_tokens": "int64", "completion_tokens": "int64", "latency_s": "float64",
-                         "cost": "float64", "error": "str", "finish_reason": "str"})
+                         "cost": "float64", "error": "str", "finish_reason": "str", "structured": "str"})
 
 # %% ../nbs/08_completions.ipynb #65201968
 class Model(ABC):
