@@ -12,7 +12,8 @@ from llmops_workbench.datasets import make_dataset, read_dataset, save_snapshot
 from llmops_workbench.errors import MissingColumnError, ModelNotFoundError, ParameterValueError, SourceNotFoundError, UnknownParameterError
 from llmops_workbench.metrics import score
 from llmops_workbench.params import parameters_in_cell, parameters_cell, parameters_of
-from llmops_workbench.prompting import Prompt, plan_grid, run_grid
+from llmops_workbench.prompting import plan_grid, run_grid
+from llmops_workbench.prompts import Prompt
 from llmops_workbench.questions import as_examples, choose_shots, collect_questions
 from llmops_workbench.templates import fill, find_role_markers, render
 
