@@ -27,6 +27,7 @@ Modules:
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
+- `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
@@ -39,10 +40,12 @@ Modules:
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
 - `llmops_workbench.masks`: Which tokens of an example a model learns, exactly as the trainer will see them
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
+- `llmops_workbench.matrices`: The answers of a grid side by side: which are right, which differ, and what a reader has to look at
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
+- `llmops_workbench.pairs`: Two answers to the same question, in an order that gives nothing away
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
@@ -92,11 +95,13 @@ Modules:
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
+- `llmops_workbench.widgets.duel`: Two answers without names: which is better?
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
+- `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
