@@ -31,12 +31,12 @@ def draw_pairs(
     pairs, same, unanswered = [], 0, 0
     for (task, example), calls in judged[judged["repeat"] == judged["repeat"].min()].groupby(["task", "example_id"], sort=False):
         by_system = calls.drop_duplicates("system").set_index("system")
-        for one, other in combinations(by_system.index, 2):
+        for one, other in combinations(sorted(by_system.index), 2):
             sides = [by_system.loc[name] for name in (one, other)]
             if any(side["outcome"] in ("failed", "pending") for side in sides): unanswered += 1
             elif same_form(sides[0]["completion"]) == same_form(sides[1]["completion"]): same += 1
             else:
-                key = (seed, task, example, *sorted((one, other)))
+                key = (seed, task, example, one, other)
                 if _draw(*key, "side") % 2: sides.reverse()
                 left, right = sides
                 pairs.append({"rank": _draw(*key), "pair_id": hashlib.blake2b("\x1f".join(map(str, key[1:])).encode(), digest_size=6).hexdigest(), "task": task, "example_id": example,
