@@ -58,6 +58,11 @@ class Budget:
         "What has been settled so far."
         with self._lock: return dict(self._spent)
 
+    @property
+    def overdrawn(self) -> bool:
+        "Whether what is spent and held together is above a cap: it was lowered, or calls took more than they were thought to."
+        with self._lock: return any(most is not None and self._spent[kind] + self._held[kind] > _just_above(most) for kind, most in self._most.items())
+
     def reserve(self,
         tokens:int,         # Highest number of tokens of the call
         cost:float=0.0,     # Its highest cost
