@@ -3,6 +3,8 @@
 Modules:
 
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
+- `llmops_workbench.budgets`: No call is made that could cost more than is left
+- `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
 - `llmops_workbench.chats`: Who said what, in whatever form a conversation was kept
@@ -12,6 +14,7 @@ Modules:
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
+- `llmops_workbench.costs`: What a token costs, in a table you keep
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks

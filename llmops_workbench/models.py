@@ -24,9 +24,10 @@ from pathlib import Path
 
 import numpy as np
 
+import llmops_workbench
 from .checkpoints import (check_model_folder, find_base, find_model, models_on_disk, quiet_environment, read_config,
                                           record_base, refuse, weights_digest)
-from .completions import Completion, Model, ScriptedModel, cut_at_stop, failed
+from .completions import Completion, Model, ScriptedModel, cut_at_stop, failed, number_repeats
 from .endpoints import Endpoint
 from .errors import ModelNotFoundError, ParameterValueError, explain
 from .settings import load_settings
@@ -190,13 +191,8 @@ def _token_bytes(config, element_bytes=4) -> int:
 # %% ../nbs/08_models.ipynb #4d529d07
 def _draws(conversations:list, seed:int) -> list:
     "One random generator a conversation; a repeated conversation gets another one."
-    seen, generators = {}, []
-    for messages in conversations:
-        text = json.dumps(messages)
-        seen[text] = seen.get(text, 0) + 1
-        digest = hashlib.sha256(f"{seed} {seen[text]} {text}".encode()).digest()
-        generators.append(np.random.default_rng(int.from_bytes(digest[:16], "little")))
-    return generators
+    digests = [hashlib.sha256(f"{seed} {m.occurrence + 1} {json.dumps(m)}".encode()).digest() for m in number_repeats(conversations)]
+    return [np.random.default_rng(int.from_bytes(digest[:16], "little")) for digest in digests]
 
 def sample_ids(
     logits,            # A row of scores for every live prompt
@@ -212,6 +208,13 @@ def sample_ids(
     return order.gather(-1, places.clamp(max=order.shape[-1] - 1))[:, 0].tolist()
 
 # %% ../nbs/08_models.ipynb #6736b54d
+def _digest_weights(weights) -> str:
+    torch, digest = import_torch(), hashlib.sha256()
+    for name, weight in weights.items():
+        digest.update(f"{name} {weight.dtype} {tuple(weight.shape)} ".encode())
+        digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
+    return digest.hexdigest()
+
 class LocalModel(Model):
     "A causal language model of transformers in this process."
     def __init__(self,
@@ -233,6 +236,19 @@ class LocalModel(Model):
         self.max_rows = max_rows if all(type(layer) is transformers.cache_utils.DynamicLayer for layer in layers) else 1
         ends = getattr(network.generation_config, "eos_token_id", None)
         self.end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
+        self._stamp = self._digest = None
+
+    @property
+    def fingerprint(self):
+        "The weights as they lie in memory, with their number format; the tokenizer; the versions of what decodes."
+        weights = self.network.state_dict()
+        # Weights are read again only if they were changed or replaced.
+        stamp = [(name, w.data_ptr(), w._version) for name, w in weights.items()]
+        if stamp != self._stamp: self._stamp, self._digest = stamp, _digest_weights(weights)
+        words = getattr(self.tokenizer, "backend_tokenizer", None)
+        words = hashlib.sha256((words.to_str() if words else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)).encode()).hexdigest()
+        return json.dumps([self._digest, words, self.tokenizer.chat_template, sorted(self.end_ids), self.context_tokens, self.network.device.type,
+                           import_torch().__version__, import_transformers().__version__, llmops_workbench.__version__])
 
     def complete(self, conversations, sampling):
         rows, draws = {}, _draws(conversations, sampling.seed)
