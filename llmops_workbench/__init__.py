@@ -34,6 +34,7 @@ Modules:
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
+- `llmops_workbench.jinja`: Templates that are programs, in a process where they can do no harm
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts

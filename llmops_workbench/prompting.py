@@ -25,8 +25,8 @@ from .escaping import plain
 from .metrics import METRICS, metric_names, score, suitable_metrics
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, parameters_of
-from .prompts import conversation_text, read_prompts
-from .questions import Questions, choose_shots, collect_questions, make_cases
+from .prompts import Prompt, conversation_text, read_prompts
+from .questions import Questions, collect_questions, make_cases
 
 # %% ../nbs/12_prompting.ipynb #3cfe0469
 def score_cells(
@@ -152,9 +152,10 @@ def _summary(frame, scores, questions, counts) -> dict:
 
 def plan_cases(dataset, prompts, split, n_examples, n_shots, task, tasks, shots_from, clean_only, seed) -> tuple[Questions, list, pd.DataFrame]:
     "Questions, prompts and cases for parameters of `run_grid`."
-    prompts = read_prompts({"as prepared": "{prompt}"} if prompts is None else prompts)
+    # What was prepared is asked as it was learnt, with the headings of its own format.
+    prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if prompts is None else prompts)
     questions = collect_questions(dataset, split, n_examples, task, tasks, shots_from, clean_only, seed, [c for p in prompts for c in p.columns])
-    return questions, prompts, make_cases(questions, prompts, choose_shots(questions.pool, n_shots, seed))
+    return questions, prompts, make_cases(questions, prompts, {"rule": "random", "n": n_shots, "seed": seed})
 
 def _check_models(models):
     "Models that exist and whose names tell them apart."
