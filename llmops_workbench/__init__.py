@@ -67,6 +67,7 @@ Modules:
 - `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
 - `llmops_workbench.safety`: Personal data in a column, found and blacked out
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
+- `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
