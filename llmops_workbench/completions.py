@@ -8,18 +8,19 @@ function, for demonstrations and tests. Nothing here loads weights or opens a co
 
 # %% auto #0
 __all__ = ['ROLES', 'as_messages', 'as_conversations', 'Sampling', 'Completion', 'failed', 'storable', 'completion_frame',
-           'Model', 'cut_at_stop', 'ScriptedModel']
+           'settled', 'Model', 'cut_at_stop', 'ScriptedModel']
 
 # %% ../nbs/08_completions.ipynb #301500b9
 import re
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 
 import numpy as np
 import pandas as pd
 
 from .errors import ParameterValueError, explain
+from .schemas import find_violation, read_schema, settle_answer
 
 # %% ../nbs/08_completions.ipynb #2127afed
 ROLES = ("system", "user", "assistant", "tool")
@@ -57,7 +58,7 @@ class Sampling:
     top_p:float=1.0        # Only the likeliest tokens that reach this probability, above 0 up to 1
     seed:int=0             # Same seed, same draws
     stop:tuple=()          # Texts that end a completion and are cut off
-    schema:dict | None=None # JSON schema the completion has to follow, where the model can enforce one
+    schema:dict | None=None # JSON Schema the completion has to follow: enforced where the model can, checked for all
 
     def __post_init__(self):
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
@@ -79,6 +80,7 @@ class Completion:
     error:str=""              # Why there is no text
     finish_reason:str="stop"  # "stop", "length" (cut at a limit) or "error"
     structured:str=""         # How a schema was kept to: "constrained", "response_format", "parsed", "repaired" or "invalid"; empty without one
+    raw_completion:str=""     # What the model wrote, where the completion is less or other than that
 
 def failed(
     error:str | Exception,   # The reason
@@ -100,12 +102,24 @@ def storable(
 # %% ../nbs/08_completions.ipynb #c8b361be
 def completion_frame(
     completions:list, # `Completion`s in the order of the prompts
-) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason, structured
+) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason, structured, raw_completion
     "Completions as a frame whose column types do not depend on what happened."
-    rows = [asdict(c) | {"completion": storable(c.completion), "error": storable(c.error)} for c in completions]
+    rows = [asdict(c) | {name: storable(getattr(c, name)) for name in ("completion", "error", "raw_completion")} for c in completions]
     frame = pd.DataFrame(rows, columns=list(Completion.__dataclass_fields__))
     return frame.astype({"completion": "str", "prompt_tokens": "int64", "completion_tokens": "int64", "latency_s": "float64",
-                         "cost": "float64", "error": "str", "finish_reason": "str", "structured": "str"})
+                         "cost": "float64", "error": "str", "finish_reason": "str", "structured": "str", "raw_completion": "str"})
+
+# %% ../nbs/08_completions.ipynb #eee63f2b
+def settled(
+    completion:Completion,
+    schema:dict, # As from `read_schema`
+) -> Completion: # With the JSON as its completion, and in `structured` how it came about
+    "A completion that was to follow a schema; one that does not keeps its text."
+    if completion.error: return replace(completion, structured="")
+    if completion.structured and not find_violation(completion.completion.strip(), schema):
+        text, how = completion.completion.strip(), completion.structured
+    else: text, how, _ = settle_answer(completion.completion, schema)
+    return replace(completion, completion=text, structured=how, raw_completion="" if text == completion.completion.strip() else completion.completion)
 
 # %% ../nbs/08_completions.ipynb #65201968
 class Model(ABC):
@@ -113,7 +127,6 @@ class Model(ABC):
     name = ""            # What `load_model` was given
     n_parameters = None  # Number of weights, where known
     tokenizer = None     # A transformers tokenizer, where there is one
-    takes_schema = False # Whether a JSON schema can be enforced
 
     @abstractmethod
     def complete(self, conversations:list, sampling:Sampling):
@@ -137,18 +150,15 @@ class Model(ABC):
         top_p:float=1.0,         # Only the likeliest tokens that reach this probability
         seed:int=0,              # Same seed, same completions
         stop=None,               # Texts that end a completion
-        schema:dict | None=None, # JSON schema to enforce, where the model can
+        schema=None,             # JSON Schema of the answer, as for `read_schema`: enforced where the model can, else read and mended
         on_progress=None,        # Called with (done, total) after every completion
     ) -> pd.DataFrame:           # A row a prompt, in order: see `completion_frame`
-        "Complete every prompt; a failed one is a row with an error. `ParameterValueError` for prompts or sampling that make no sense."
-        conversations = as_conversations(prompts)
+        "Complete every prompt; a failed one is a row with an error. `ParameterValueError` for prompts, sampling or a schema that make no sense."
+        conversations, schema = as_conversations(prompts), None if schema is None else read_schema(schema)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, stop or (), schema)
-        if schema is not None and not self.takes_schema:
-            raise ParameterValueError(explain(f"{self.name!r} cannot enforce a JSON schema", "Models behind an address can",
-                                              "Leave schema out and check the completions afterwards"))
         rows = [failed("the model gave no answer")] * len(conversations)
         for done, (position, completion) in enumerate(self.complete(conversations, sampling), 1):
-            rows[position] = completion
+            rows[position] = completion if schema is None else settled(completion, schema)
             if on_progress: on_progress(done, len(rows))
         return completion_frame(rows)
 

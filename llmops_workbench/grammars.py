@@ -13,6 +13,7 @@ __all__ = ['GrammarError', 'Vocabulary', 'shortest_values', 'Grammar', 'scan', '
 # %% ../nbs/08_grammars.ipynb #a3357030
 import json
 import math
+import re
 from functools import cached_property
 
 import numpy as np
@@ -109,8 +110,12 @@ def shortest_values(
     return found
 
 # %% ../nbs/08_grammars.ipynb #4f8383ab
+_DATE = "[1-9][0-9]{3}-(?:(?:0[13578]|1[02])-(?:0[1-9]|[12][0-9]|3[01])|(?:0[469]|11)-(?:0[1-9]|[12][0-9]|30)|02-(?:0[1-9]|1[0-9]|2[0-8]))"
+_TIME = r"(?:[01][0-9]|2[0-3]):[0-5][0-9]:[0-5][0-9](?:\.[0-9]{1,6})?(?:Z|[-+](?:[01][0-9]|2[0-3]):[0-5][0-9])"
+# RFC 3339 also knows leap seconds and small letters, which most readers of dates do not.
+_FORMATS = {"date-time": f"^{_DATE}T{_TIME}$", "time": f"^{_TIME}$"}
 _WHITE = r" |\n[ \t]{0,24}"
-_MOST_HOME = 2000
+_MOST_HOME, _MOST_SPREAD = 2000, 300
 
 def _check_enforceable(schema):
     for path, part in subschemas(schema):
@@ -121,6 +126,14 @@ def _check_enforceable(schema):
         if any(isinstance(part.get(k), bool) for k in ("exclusiveMinimum", "exclusiveMaximum")): what = "exclusive bounds of draft 4"
         if "additionalItems" in part or isinstance(part.get("items"), list): what = "lists of items as before draft 2020-12"
         if what: raise GrammarError(explain(f"Decoding cannot be held to the schema: {what} at {'/'.join(map(str, path)) or 'its top'}"))
+
+def _with_patterns(schema):
+    "The schema with stricter patterns in place of some formats."
+    schema = json.loads(json.dumps(schema))
+    for _, part in list(subschemas(schema)):
+        if isinstance(part, dict) and part.get("format") in _FORMATS:
+            part["allOf"] = [*part.get("allOf", ()), {"pattern": _FORMATS[part.pop("format")]}]
+    return schema
 
 class Grammar:
     "Which tokens may come next under a schema; `GrammarError` for a schema that cannot be enforced."
@@ -136,7 +149,7 @@ class Grammar:
         from llguidance import LLMatcher
         options = {"whitespace_flexible": True, "whitespace_pattern": _WHITE, "lenient": False, "coerce_one_of": False}
         # A space in front, for tokenizers that begin every text with one; options of the schema itself are overwritten.
-        grammar = LLMatcher.grammar_from_lark("start: lead body\nlead: / ?/\nbody: %json " + json.dumps(schema | {"x-guidance": options}))
+        grammar = LLMatcher.grammar_from_lark("start: lead body\nlead: / ?/\nbody: %json " + json.dumps(_with_patterns(schema) | {"x-guidance": options}))
         failed, messages = LLMatcher.validate_grammar_with_warnings(grammar, self.vocabulary.inner)
         if failed or messages: raise GrammarError(explain(f"Decoding cannot be held to the schema: {messages[0]}"))
         matcher = LLMatcher(self.vocabulary.inner, grammar, log_level=0)
@@ -174,6 +187,7 @@ class Grammar:
         return Answer(self, limit)
 
 # %% ../nbs/08_grammars.ipynb #6429be08
+_LIKELY = b"@.-:/_+ ,;=#()%&!?*"
 _CLASSES = (b"0123456789", b"abcdefghijklmnopqrstuvwxyz", b"ABCDEFGHIJKLMNOPQRSTUVWXYZ")
 
 class _Search:
@@ -211,7 +225,7 @@ class _Search:
         for group in _CLASSES:
             inside = sorted(b for b in rest if b in group)
             found += [inside[0], inside[-1]] if inside else []
-        found += [b for b in rest if not any(b in g for g in _CLASSES)][:12] or ([] if found else list(allowed)[:2])
+        found += [b for b in sorted(rest, key=lambda b: _LIKELY.find(b) % 128) if not any(b in g for g in _CLASSES)][:12] or ([] if found else list(allowed)[:2])
         if found: return [allowed[b] for b in dict.fromkeys(found)]
         bits = np.unpackbits(np.frombuffer(mask, "uint8"), bitorder="little")
         return [int(i) for i in np.flatnonzero(bits)[:8] if int(i) not in self.words.end_ids]
@@ -219,7 +233,7 @@ class _Search:
     def spread(self, room) -> list:
         "Breadth first over bytes, up to the next place where something can be closed."
         states = [(self.matcher.deep_copy(), [], self.quoted, self.escaped)]
-        for _ in range(min(room, _MOST_HOME)):
+        for _ in range(min(room, _MOST_SPREAD)):
             seen = {}
             for matcher, path, quoted, escaped in states:
                 for i in self.candidates(matcher.compute_bitmask(), quoted, escaped):
@@ -245,6 +259,9 @@ def scan(
     return quoted, escaped
 
 # %% ../nbs/08_grammars.ipynb #bb354738
+_NUMBER_END = re.compile(rb"[-+.\deE]*$")
+_TOO_LONG = re.compile(rb"[eE][-+]?\d{3}|[-+.\deE]{41}")
+
 class Answer:
     "What one row has written under a grammar. Rows know nothing of each other, so that batches may be cut and sorted."
     def __init__(self,
@@ -256,6 +273,7 @@ class Answer:
         self.grammar, self.matcher, self.left = grammar, (matcher or grammar.matcher).deep_copy(), limit
         self.proposals = grammar.proposals if proposals is None else proposals
         self.quoted = self.escaped = self.ended = self.steered = False # steered: a token was replaced to come home in time
+        self.digits = b"" # of a number that is being written
         self.home = self._way_home()
         self._wait()
 
@@ -274,15 +292,16 @@ class Answer:
     def _wait(self):
         self.wait = 0 if self.home is None else (self.left - len(self.home)) // (self.grammar.growth if self.proposals else 1)
 
-    def _way_home(self):
+    def _way_home(self, more=0):
         "Tokens that complete the answer, None if none are found that fit."
+        room = self.left + more
         search, path = _Search(self.grammar, self.matcher, self.quoted, self.escaped, self.proposals), []
-        while not self.matcher.is_accepting() and len(path) <= self.left:
-            tokens = search.step(self.left - len(path))
+        while not self.matcher.is_accepting() and len(path) <= room:
+            tokens = search.step(room - len(path))
             if not tokens: break
             for token in tokens:
                 if search.take(token): path.append(token)
-        home = path if self.matcher.is_accepting() and len(path) <= self.left else None
+        home = path if self.matcher.is_accepting() and len(path) <= room else None
         if path: self.matcher.rollback(len(path))
         return home
 
@@ -295,15 +314,37 @@ class Answer:
         if token in self.grammar.vocabulary.end_ids:
             self.ended = True
             return token
-        known, place = self.home, (self.quoted, self.escaped)
-        self.quoted, self.escaped = scan(self.grammar.vocabulary.pieces[token], *place)
+        known, before = self.home, (self.quoted, self.escaped, self.digits)
+        too_long = self._read(token)
         self.wait, self.home = self.wait - 1, known[1:] if known and known[0] == token else None
-        if self.wait > 0: return token
-        if self.home is None: self.home = self._way_home()
-        if self.home is None and known:
-            self.matcher.rollback(1)
-            self.steered, self.home, token = True, known[1:], known[0]
-            self.matcher.consume_token(token)
-            self.quoted, self.escaped = scan(self.grammar.vocabulary.pieces[token], *place)
+        if self.wait > 0 and not too_long: return token
+        if self.home is None and not too_long: self.home = self._way_home()
+        if self.home is None and (known or too_long): token = self._take_back(token, known, before, too_long)
         self._wait()
         return token
+
+    def _read(self, token) -> bool:
+        "Follow the text; whether a number has grown beyond what a float can hold."
+        piece, quoted = self.grammar.vocabulary.pieces[token], self.quoted
+        self.quoted, self.escaped = scan(piece, quoted, self.escaped)
+        written = b"" if quoted or b'"' in piece else self.digits + piece
+        self.digits = _NUMBER_END.search(written)[0]
+        return bool(_TOO_LONG.search(written))
+
+    def _take_back(self, token, known, before, too_long):
+        "Write the first token of the way home in place of the last one; the last one, if there is no way."
+        after = self.quoted, self.escaped, self.digits
+        self.matcher.rollback(1)
+        self.quoted, self.escaped, self.digits = before
+        home = self._way_home(1) if known is None else known
+        if home is None:
+            self.quoted, self.escaped, self.digits = after
+            self.matcher.consume_token(token)
+            return token
+        self.steered, self.home = self.steered or not too_long, home[1:]
+        if not home: # nothing is missing
+            self.ended = True
+            return min(self.grammar.vocabulary.end_ids)
+        self.matcher.consume_token(home[0])
+        self._read(home[0])
+        return home[0]

@@ -150,12 +150,13 @@ def _read_value(text): return json.loads(text, parse_float=_number, parse_consta
 
 @lru_cache(maxsize=64)
 def _validator(schema_text):
-    from jsonschema import Draft202012Validator, FormatChecker
+    from jsonschema import Draft202012Validator
     from jsonschema.validators import validator_for
     from jsonschema_specifications import REGISTRY
     schema = _read_value(schema_text)
+    kind = validator_for(schema, default=Draft202012Validator)
     # A registry without a way to retrieve: the default one would go to the network.
-    return validator_for(schema, default=Draft202012Validator)(schema, registry=REGISTRY, format_checker=FormatChecker())
+    return kind(schema, registry=REGISTRY, format_checker=kind.FORMAT_CHECKER)
 
 _KINDS = {dict: "an object", list: "a list", str: "a text", bool: "true or false", int: "a whole number", float: "a number", Decimal: "a number", type(None): "null"}
 
