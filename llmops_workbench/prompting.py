@@ -128,8 +128,8 @@ MODELS = ["starter"]
 def _ask(model:Model, cases, sampling, on_progress) -> pd.DataFrame:
     "Completions of all cases of a model; cases that cannot be asked keep their error. One call for each schema there is."
     found = pd.DataFrame({"completion": pd.Series(None, index=cases.index, dtype="str"), "prompt_tokens": 0, "completion_tokens": 0, "latency_s": math.nan,
-                          "cost": math.nan, "error": cases["error"], "finish_reason": "error", "structured": ""}, index=cases.index)
-    schemas = cases["schema"].map(lambda schema: json.dumps(schema, sort_keys=True) if schema and model.takes_schema else "")
+                          "cost": math.nan, "error": cases["error"], "finish_reason": "error", "structured": "", "raw_completion": ""}, index=cases.index)
+    schemas = cases["schema"].map(lambda schema: json.dumps(schema) if isinstance(schema, dict) else "")
     done = int((cases["error"] != "").sum())
     for text, rows in cases[cases["error"] == ""].groupby(schemas, sort=False):
         before = done

@@ -13,6 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from .errors import ParameterValueError, explain
+from .schemas import read_schema
 from .templates import fill, template_columns
 
 # %% ../nbs/09_prompts.ipynb #393bd91a
@@ -21,11 +22,12 @@ class Prompt:
     "A wording of a question; `ParameterValueError` if it has no field or no user message."
     name:str                 # What to call it
     template:str | list      # Text with {column} fields, or messages with such texts
-    schema:dict | None=None  # JSON schema of the answer: enforced where the model can, checked where it cannot
+    schema:dict | None=None  # JSON Schema of the answer, as for `read_schema`: enforced where the model can, checked where it cannot
     examples:tuple=()        # Worked examples: mappings with the template's columns and `completion`
     task:str | None=None     # The only task it is for; None for all
 
     def __post_init__(self):
+        if self.schema is not None: object.__setattr__(self, "schema", read_schema(self.schema))
         messages = self.messages
         if not messages or messages[-1]["role"] != "user" or not self.columns:
             raise ParameterValueError(explain(f"The prompt '{self.name}' is {str(self.template)[:80]!r}",
