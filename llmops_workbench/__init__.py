@@ -30,6 +30,7 @@ Modules:
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
+- `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
 - `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
@@ -74,6 +75,7 @@ Modules:
 - `llmops_workbench.runner`: Run a workflow notebook headlessly: strictly checked before, recorded from the first moment, readable afterwards
 - `llmops_workbench.safety`: Personal data in a column, found and blacked out
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
+- `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them

@@ -8,8 +8,8 @@ function, for demonstrations and tests. Nothing here loads weights or opens a co
 
 # %% auto #0
 __all__ = ['ROLES', 'STOPPED', 'as_messages', 'as_conversations', 'Conversation', 'number_repeats', 'Sampling', 'Completion',
-           'hide_keys', 'failed', 'storable', 'completion_frame', 'Model', 'most_prompt_tokens', 'cut_at_stop',
-           'ScriptedModel']
+           'hide_keys', 'failed', 'storable', 'completion_frame', 'settled', 'Model', 'most_prompt_tokens',
+           'cut_at_stop', 'ScriptedModel']
 
 # %% ../nbs/08_completions.ipynb #301500b9
 import json
@@ -18,7 +18,7 @@ import os
 import re
 import time
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import count
 
 import numpy as np
@@ -27,6 +27,7 @@ import pandas as pd
 from .budgets import BudgetUsedUpError, check_price
 from .caches import cache_key
 from .errors import ParameterValueError, explain
+from .schemas import find_violation, read_schema, settle_answer
 
 # %% ../nbs/08_completions.ipynb #2127afed
 ROLES = ("system", "user", "assistant", "tool")
@@ -55,7 +56,7 @@ def as_conversations(
                                           "Put the single prompt into a list"))
     return [as_messages(prompt, row) for row, prompt in enumerate(prompts)]
 
-# %% ../nbs/08_completions.ipynb #085014ad
+# %% ../nbs/08_completions.ipynb #6a8b87a2
 class Conversation(list):
     "Messages, and how many equal conversations stood before them in the list they came from."
     occurrence = 0
@@ -82,7 +83,7 @@ class Sampling:
     top_p:float=1.0        # Only the likeliest tokens that reach this probability, above 0 up to 1
     seed:int=0             # Same seed, same draws
     stop:tuple=()          # Texts that end a completion and are cut off
-    schema:dict | None=None # JSON schema the completion has to follow, where the model can enforce one
+    schema:dict | None=None # JSON Schema the completion has to follow: enforced where the model can, checked for all
 
     def __post_init__(self):
         object.__setattr__(self, "stop", (self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()))
@@ -108,6 +109,7 @@ class Completion:
     finish_reason:str="stop"  # "stop", "length" (cut at a limit) or "error"
     cached:bool=False         # Answered before, by the same model to the same question; it costs 0, and its latency is what it took then
     structured:str=""         # How a schema was kept to: "constrained", "response_format", "parsed", "repaired" or "invalid"; empty without one
+    raw_completion:str=""     # What the model wrote, where the completion is less or other than that
 
 def hide_keys(
     text:str,         # From a server or an exception
@@ -139,20 +141,31 @@ def storable(
 # %% ../nbs/08_completions.ipynb #c8b361be
 def completion_frame(
     completions:list, # `Completion`s in the order of the prompts
-) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason, cached, structured
+) -> pd.DataFrame:    # completion, prompt_tokens, completion_tokens, latency_s, cost, error, finish_reason, cached, structured, raw_completion
     "Completions as a frame whose column types do not depend on what happened."
-    rows = [asdict(c) | {"completion": storable(c.completion), "error": storable(c.error)} for c in completions]
+    rows = [asdict(c) | {name: storable(getattr(c, name)) for name in ("completion", "error", "raw_completion")} for c in completions]
     frame = pd.DataFrame(rows, columns=list(Completion.__dataclass_fields__))
     return frame.astype({"completion": "str", "prompt_tokens": "int64", "completion_tokens": "int64", "latency_s": "float64",
-                         "cost": "float64", "error": "str", "finish_reason": "str", "cached": "bool", "structured": "str"})
+                         "cost": "float64", "error": "str", "finish_reason": "str", "cached": "bool", "structured": "str", "raw_completion": "str"})
 
 # %% ../nbs/08_completions.ipynb #65201968
+def settled(
+    completion:Completion,
+    schema:dict, # As from `read_schema`
+) -> Completion: # With the JSON as its completion, and in `structured` how it came about
+    "A completion that was to follow a schema; one that does not keeps its text."
+    if completion.error: return replace(completion, structured="")
+    if completion.structured and not find_violation(completion.completion.strip(), schema):
+        text, how = completion.completion.strip(), completion.structured
+    else: text, how, _ = settle_answer(completion.completion, schema)
+    return replace(completion, completion=text, structured=how, raw_completion="" if text == completion.completion.strip() else completion.completion)
+
+# %% ../nbs/08_completions.ipynb #1563ef68
 class Model(ABC):
     "Prompts in, a frame out."
     name = ""            # What `load_model` was given
     n_parameters = None  # Number of weights, where known
     tokenizer = None     # A transformers tokenizer, where there is one
-    takes_schema = False # Whether a JSON schema can be enforced
     price = (0.0, 0.0)   # Price of a token read and written; None where it is unknown
     fingerprint = ""     # What identifies the model to a cache; empty if its answers are not to be kept
 
@@ -178,23 +191,21 @@ class Model(ABC):
         top_p:float=1.0,         # Only the likeliest tokens that reach this probability
         seed:int=0,              # Same seed, same completions
         stop=None,               # Texts that end a completion
-        schema:dict | None=None, # JSON schema to enforce, where the model can
+        schema=None,             # JSON Schema of the answer, as for `read_schema`: enforced where the model can, else read and mended
         cache=None,              # A `CompletionCache`: what was answered before is not asked again
         budget=None,             # A `Budget`: what it does not cover is not asked
         on_completion=None,      # Called with (position, `Completion`) as they come, known ones first
         should_stop=None,        # Asked between completions; once it says True the rest is not asked
         on_progress=None,        # Called with (done, total) after every completion
     ) -> pd.DataFrame:           # A row a prompt, in order: see `completion_frame`
-        "Complete every prompt; a failed one is a row with an error. `ParameterValueError` for prompts or sampling that make no sense."
-        conversations = number_repeats(as_conversations(prompts))
+        "Complete every prompt; a failed one is a row with an error. `ParameterValueError` for prompts, sampling or a schema that make no sense."
+        conversations, schema = number_repeats(as_conversations(prompts)), None if schema is None else read_schema(schema)
         sampling = Sampling(max_new_tokens, temperature, top_p, seed, stop or (), schema)
-        if schema is not None and not self.takes_schema:
-            raise ParameterValueError(explain(f"{self.name!r} cannot enforce a JSON schema", "Models behind an address can",
-                                              "Leave schema out and check the completions afterwards"))
         if budget is not None: check_price(budget, self.name, self.price)
         rows, keys, done = [None]*len(conversations), self._cache_keys(conversations, sampling) if cache is not None else [], count(1)
         def take(position, completion):
-            rows[position] = completion
+            # The cache keeps what the model wrote: settling it again gives the same.
+            rows[position] = completion = completion if schema is None else settled(completion, schema)
             if on_completion: on_completion(position, completion)
             if on_progress: on_progress(next(done), len(rows))
         known = cache.get(keys) if keys else {}

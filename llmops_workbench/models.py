@@ -19,7 +19,7 @@ import os
 import sys
 import time
 import warnings
-from functools import cache
+from functools import cache, cached_property
 from pathlib import Path
 
 import numpy as np
@@ -30,6 +30,7 @@ from .checkpoints import (check_model_folder, find_base, find_model, models_on_d
 from .completions import Completion, Model, ScriptedModel, cut_at_stop, failed, number_repeats
 from .endpoints import Endpoint
 from .errors import ModelNotFoundError, ParameterValueError, explain
+from .grammars import Grammar, GrammarError, Vocabulary
 from .settings import load_settings
 
 # %% ../nbs/08_models.ipynb #52f3d2ab
@@ -215,6 +216,13 @@ def _digest_weights(weights) -> str:
         digest.update(weight.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy())
     return digest.hexdigest()
 
+def _forbidden(answers, logits):
+    "Which tokens each row may not write."
+    bits = np.zeros((len(answers), -(-logits.shape[-1] // 32)), "int32")
+    for row, answer in zip(bits, answers): answer.fill(row)
+    allowed = np.unpackbits(bits.view("uint8"), axis=-1, bitorder="little")[:, :logits.shape[-1]]
+    return import_torch().from_numpy(allowed == 0).to(logits.device)
+
 class LocalModel(Model):
     "A causal language model of transformers in this process."
     def __init__(self,
@@ -250,8 +258,23 @@ class LocalModel(Model):
         return json.dumps([self._digest, words, self.tokenizer.chat_template, sorted(self.end_ids), self.context_tokens, self.network.device.type,
                            import_torch().__version__, import_transformers().__version__, llmops_workbench.__version__])
 
+    @cached_property
+    def _vocabulary(self): return Vocabulary(self.tokenizer, self.network.get_output_embeddings().out_features, self.end_ids)
+
+    def _read_grammar(self, sampling):
+        "The grammar of the wanted schema; None without one, and with a warning for one that cannot be enforced."
+        if sampling.schema is None: return None
+        try: grammar = Grammar(self._vocabulary, sampling.schema)
+        except GrammarError as error:
+            warnings.warn(f"{self.name}: {error} Answers are parsed and repaired instead.", RuntimeWarning, stacklevel=4)
+            return None
+        if grammar.start(sampling.max_new_tokens).home is None:
+            warnings.warn(f"{self.name}: no answer that keeps to the schema was found within max_new_tokens={sampling.max_new_tokens}; answers may be "
+                          "cut off.", RuntimeWarning, stacklevel=4)
+        return grammar
+
     def complete(self, conversations, sampling):
-        rows, draws = {}, _draws(conversations, sampling.seed)
+        rows, draws, grammar = {}, _draws(conversations, sampling.seed), self._read_grammar(sampling)
         for position, messages in enumerate(conversations):
             # Whatever a template or tokenizer objects to is a matter of this one prompt.
             try: ids = encode_messages(self.tokenizer, messages)
@@ -266,36 +289,46 @@ class LocalModel(Model):
         element = self.network.dtype.itemsize
         for batch in plan_batches([len(rows[p]) for p in positions], sampling.max_new_tokens, _token_bytes(self.network.config, element),
                                   self.max_rows):
-            yield from self._complete_batch({positions[i]: rows[positions[i]] for i in batch}, draws, sampling)
+            yield from self._complete_batch({positions[i]: rows[positions[i]] for i in batch}, draws, sampling, grammar)
 
-    def _complete_batch(self, rows, draws, sampling):
+    def _complete_batch(self, rows, draws, sampling, grammar):
         "A batch that fails is halved until the prompt that is at fault stands alone."
         left, start, states = dict(rows), time.perf_counter(), {p: draws[p].bit_generator.state for p in rows}
         try:
-            for position, ids in self._decode(rows, draws, sampling):
+            for position, ids, answer in self._decode(rows, draws, sampling, grammar):
                 del left[position]
-                yield position, self._completion(rows[position], ids, sampling, time.perf_counter() - start)
+                yield position, self._completion(rows[position], ids, answer, sampling, time.perf_counter() - start)
         except (RuntimeError, ValueError, IndexError, MemoryError) as error:
             if len(rows) == 1: yield from ((p, failed(error, len(rows[p]), time.perf_counter() - start)) for p in left)
             else:
                 for p in left: draws[p].bit_generator.state = states[p]
                 parts = list(left)
                 for half in (parts[:len(parts)//2], parts[len(parts)//2:]):
-                    if half: yield from self._complete_batch({p: rows[p] for p in half}, draws, sampling)
+                    if half: yield from self._complete_batch({p: rows[p] for p in half}, draws, sampling, grammar)
 
-    def _decode(self, rows, draws, sampling):
+    def _decode(self, rows, draws, sampling, grammar):
         positions = list(rows)
         limits = [min(sampling.max_new_tokens, self.context_tokens - len(rows[p])) for p in positions]
         # A token is at least one byte, so the last ones hold any stop text that has just been completed.
         reach = max((len(s.encode()) for s in sampling.stop), default=0) + 4
+        answers = [grammar.start(limit) for limit in limits] if grammar else None
         def choose(logits, live):
-            if sampling.temperature == 0: return logits.argmax(-1).tolist()
-            return sample_ids(logits, [draws[positions[r]].random() for r in live], sampling.temperature, sampling.top_p)
+            if answers: logits = logits.masked_fill(_forbidden([answers[r] for r in live], logits), -math.inf)
+            if sampling.temperature == 0: ids = logits.argmax(-1).tolist()
+            else: ids = sample_ids(logits, [draws[positions[r]].random() for r in live], sampling.temperature, sampling.top_p)
+            return [answers[r].accept(i) for r, i in zip(live, ids)] if answers else ids
         def is_done(row, ids):
+            # Under a grammar the answer ends where its JSON does, and a stop text within it is part of it.
+            if answers: return answers[row].is_done
             return ids[-1] in self.end_ids or (sampling.stop and any(s in self.tokenizer.decode(ids[-reach:]) for s in sampling.stop))
-        for row, ids in decode_rows(self.network, [rows[p] for p in positions], limits, choose, is_done): yield positions[row], ids
+        for row, ids in decode_rows(self.network, [rows[p] for p in positions], limits, choose, is_done):
+            yield positions[row], ids, answers and answers[row]
 
-    def _completion(self, prompt, ids, sampling, latency_s):
+    def _completion(self, prompt, ids, answer, sampling, latency_s):
+        if answer:
+            text = self.tokenizer.decode(ids[:-1] if answer.ended else ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
+            return Completion(text, len(prompt), len(ids), latency_s, 0.0, finish_reason="stop" if answer.is_done and not answer.steered else "length",
+                              structured="constrained" if answer.is_complete else "")
         text = self.tokenizer.decode(ids, skip_special_tokens=True, clean_up_tokenization_spaces=False)
         cut = cut_at_stop(text, sampling.stop)
         ended = ids[-1] in self.end_ids or cut != text

@@ -22,9 +22,10 @@ from fastcore.basics import patch
 
 from .errors import MissingColumnError, ParameterValueError, explain, suggest
 from .jinja import check_jinja, render_jinja
+from .schemas import read_schema
 from .templates import as_text, fill_parts, guard_parts, likely_columns, look_up, say_likely, template_columns, template_parts
 
-# %% ../nbs/09_prompts.ipynb #13c850c7
+# %% ../nbs/09_prompts.ipynb #646a489f
 SYNTAXES, RULES, ROLES = ("fields", "jinja"), ("fixed", "random", "similar"), ("system", "user", "assistant")
 
 def _is_texts(value): return isinstance(value, Mapping) and all(isinstance(k, str) and isinstance(v, str) for k, v in value.items())
@@ -88,7 +89,7 @@ class Prompt:
     "A wording of a question; `ParameterValueError` names a part that is wrong, and says if it has no field or no user message."
     name:str                 # What to call it
     template:str | list      # Text with {field}s, or messages with such texts
-    schema:dict | None=None  # JSON schema of the answer: enforced where the model can, checked where it cannot
+    schema:dict | None=None  # JSON Schema of the answer, as for `read_schema`: enforced where the model can, checked where it cannot
     examples:tuple=()        # Worked examples: mappings with the template's fields and `completion`
     task:str | None=None     # The only task it is for; None for all
     bind:dict=field(default_factory=dict)     # Field -> column, where they differ
@@ -99,6 +100,7 @@ class Prompt:
 
     def __post_init__(self):
         if not isinstance(self.name, str) or not self.name.strip(): raise ParameterValueError(explain(f"A prompt has the name {self.name!r}", "It is a text"))
+        if self.schema is not None: object.__setattr__(self, "schema", read_schema(self.schema))
         _check_parts(self)
         for part, value in (("examples", tuple(dict(e) for e in self.examples)), ("shots", _settle_shots(self))): object.__setattr__(self, part, value)
         try: variables = self.variables
@@ -132,7 +134,7 @@ class Prompt:
 
 def _messages(parts) -> list[dict]: return [{"role": turn[0][0], "content": "".join(text for _, _, text in turn)} for turn in parts]
 
-# %% ../nbs/09_prompts.ipynb #550e7248
+# %% ../nbs/09_prompts.ipynb #5325f9f6
 @dataclass(frozen=True)
 class Rendering:
     "A conversation for one row, and what in it came from where."
@@ -208,7 +210,7 @@ def parts(self:Prompt,
     if isinstance(found, ParameterValueError): raise found
     return found.parts
 
-# %% ../nbs/09_prompts.ipynb #b4e8bf0f
+# %% ../nbs/09_prompts.ipynb #7d4c8ef1
 def likely_binding(
     prompt:Prompt, # A prompt
     columns,       # The columns of a dataset
@@ -228,7 +230,7 @@ def check_columns(
         if column not in columns: raise MissingColumnError(explain(f"{source} has no column '{column}' (the prompt '{prompt.name}')",
             f"Its columns are: {', '.join(map(str, list(columns)[:30]))}", say_likely(variable, column, columns)))
 
-# %% ../nbs/09_prompts.ipynb #5eab5284
+# %% ../nbs/09_prompts.ipynb #a3c38014
 @patch
 def to_dict(self:Prompt) -> dict: # Its parts without its name; those that are as usual are left out
     "A prompt as `read_prompts` reads it."

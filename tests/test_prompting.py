@@ -220,12 +220,10 @@ def test_grids_repeat(tmp_path):
     assert by_repeat[0] != by_repeat[1], "a repeat is another sample"
 
 
-def test_a_schema_goes_to_models_that_take_one_and_is_checked_for_all():
+def test_a_schema_goes_to_every_model_and_is_checked_for_all():
     asked = []
 
     class Strict(ScriptedModel):
-        takes_schema = True
-
         def complete(self, conversations, sampling):
             asked.append(sampling.schema)
             return super().complete(conversations, sampling)
@@ -236,6 +234,7 @@ def test_a_schema_goes_to_models_that_take_one_and_is_checked_for_all():
     assert asked == [schema]
     loose = run_grid([ScriptedModel(lambda m: "{}", name="l")], tickets(), prompts, split="all", tasks=tasks, n_examples=2)
     assert loose.summary["scores"]["l"]["query"]["valid_json"] == 0.0
+    assert set(loose.frame["structured"]) == {"invalid"} and set(loose.frame["error"]) == {""}
 
 
 def test_progress_covers_all_models():
