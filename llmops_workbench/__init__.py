@@ -2,6 +2,7 @@
 
 Modules:
 
+- `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
@@ -30,6 +31,7 @@ Modules:
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
+- `llmops_workbench.intervals`: How sure a rate or a mean is when examples are few, or were asked several times
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
