@@ -3,6 +3,7 @@
 Modules:
 
 - `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
+- `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
