@@ -35,6 +35,7 @@ Modules:
 - `llmops_workbench.intervals`: How sure a rate or a mean is when examples are few, or were asked several times
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
