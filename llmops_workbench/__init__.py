@@ -47,6 +47,7 @@ Modules:
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
+- `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
@@ -60,11 +61,13 @@ Modules:
 - `llmops_workbench.pseudonyms`: A false name for a true one, the same all over the dataset, and no table of who is who
 - `llmops_workbench.quality`: Signals that tell a text worth training on from one that is not
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
+- `llmops_workbench.rankings`: Who stands where, and which places the examples cannot tell apart
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
 - `llmops_workbench.registry`: Prompts and models by name, version and alias
+- `llmops_workbench.repeats`: The same question asked several times: how much answers vary, and whether all of them would do
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.reshaping`: Steps that change what a row is: cut, split, packed, renamed, formatted, copied, made by a model
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
