@@ -2,6 +2,8 @@
 
 Modules:
 
+- `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
+- `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.budgets`: No call is made that could cost more than is left
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
@@ -35,9 +37,11 @@ Modules:
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
+- `llmops_workbench.intervals`: How sure a rate or a mean is when examples are few, or were asked several times
 - `llmops_workbench.jinja`: Templates that are programs, in a process where they can do no harm
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
@@ -50,7 +54,7 @@ Modules:
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
-- `llmops_workbench.pairs`: Two answers to the same question, in an order that gives nothing away
+- `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
 - `llmops_workbench.phrases`: Text written from phrase banks that knows where its facts stand
@@ -64,11 +68,13 @@ Modules:
 - `llmops_workbench.pseudonyms`: A false name for a true one, the same all over the dataset, and no table of who is who
 - `llmops_workbench.quality`: Signals that tell a text worth training on from one that is not
 - `llmops_workbench.questions`: What models are asked, and what the right answers are
+- `llmops_workbench.rankings`: Who stands where, and which places the examples cannot tell apart
 - `llmops_workbench.readers`: Files in, frames out, and an account of every row that did not make it
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
 - `llmops_workbench.registry`: Prompts and models by name, version and alias
+- `llmops_workbench.repeats`: The same question asked several times: how much answers vary, and whether all of them would do
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.reshaping`: Steps that change what a row is: cut, split, packed, renamed, formatted, copied, made by a model
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it
@@ -101,7 +107,6 @@ Modules:
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
-- `llmops_workbench.widgets.duel`: Two answers without names: which is better?
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again

@@ -8,8 +8,8 @@ fraction of 1. Each metric keeps counts per example that add up, so that a subse
 
 # %% auto #0
 __all__ = ['METRICS', 'align', 'Options', 'bleu_from_counts', 'chrf_from_counts', 'ter_from_counts', 'rouge_words',
-           'longest_common', 'rouge_f1', 'parse_json', 'canonical', 'leaves', 'answer_words', 'Metric', 'metric_names',
-           'suitable_metrics', 'value_from_counts', 'Scores', 'score']
+           'longest_common', 'rouge_f1', 'parse_json', 'canonical', 'leaves', 'answer_words', 'text_similarity',
+           'Metric', 'metric_names', 'suitable_metrics', 'value_from_counts', 'Scores', 'score']
 
 # %% ../nbs/09_metrics.ipynb #db1a59ca
 import json
@@ -237,6 +237,20 @@ def _exact(prediction, reference, lowercase) -> float:
     a, b = prediction.strip(), reference.strip()
     return float(a.lower() == b.lower() if lowercase else a == b)
 
+def text_similarity(
+    first:str,  # Any text
+    second:str, # Another
+) -> float:     # 0 to 1; 1 for the same words, in whatever order
+    "The mean of two cosines: of the words, and of their runs of three letters, which see that `printer` and `printers` are near."
+    words = [re.findall(r"\w+", text.lower()) for text in (first, second)]
+    letters = [[f" {word} "[at:at + 3] for word in found for at in range(len(word))] for found in words]
+    return float(words[0] == words[1]) if not (words[0] and words[1]) else (_cosine(*words) + _cosine(*letters))/2
+
+def _cosine(first, second) -> float:
+    counts = [{part: 1 + math.log(n) for part, n in Counter(parts).items()} for parts in (first, second)]
+    product = sum(weight*counts[1].get(part, 0.0) for part, weight in counts[0].items())
+    return min(1.0, product/math.sqrt(math.prod(sum(w*w for w in c.values()) for c in counts)))
+
 def _lengths(prediction, references) -> list[float]:
     "Words of the prediction and of the reference nearest in length, the shorter one if two are."
     words = len(prediction.split())
@@ -269,6 +283,8 @@ METRICS = {metric.name: metric for metric in (
     Metric("valid_json", 1.0, True, "share of predictions that are JSON", lambda p, rs, o: _json_scores("valid_json", p, rs, o)),
     Metric("json_match", 1.0, True, "share of predictions equal to a reference as JSON", lambda p, rs, o: _json_scores("json_match", p, rs, o)),
     Metric("json_field_f1", 1.0, True, "leaves of the JSON value that are right, F1", lambda p, rs, o: _json_scores("json_field_f1", p, rs, o)),
+    Metric("similarity", 1.0, True, "words and letters shared with the nearest reference, cosine",
+           lambda p, rs, o: max(text_similarity(p, r) for r in rs)),
     Metric("length_ratio", None, True, "words written for each word of the nearest reference"))}
 
 def metric_names(
@@ -322,6 +338,7 @@ def _count(name, predictions, references, options) -> tuple[np.ndarray, str]:
     if name.startswith("rouge"): parts += ["case:lc", "tok:a-z0-9", f"stem:{'porter' if options.use_stemmer else 'no'}", "agg:mean-of-best-f1"]
     if name == "exact_match": parts += [f"case:{'lc' if options.lowercase else 'mixed'}", "tok:none"]
     if name == "token_f1": parts += ["case:lc", "tok:squad"]
+    if name == "similarity": parts += ["case:lc", "tok:words+3-letters", "agg:mean-of-cosines"]
     if name == "valid_json": parts += [f"schema:{'yes' if options.json_schema else 'no'}"]
     return np.array(counts, float), "|".join([*parts, f"version:{__version__}"])
 

@@ -30,8 +30,8 @@ from .jobs import Job, attach_job, find_job, start_job
 from .metrics import metric_names
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, defaults_of
-from .prompts import conversation_text, read_prompts
-from .questions import Questions, choose_shots, collect_questions, make_cases
+from .prompts import Prompt, conversation_text, read_prompts
+from .questions import Questions, collect_questions, make_cases
 
 # %% ../nbs/12_prompting.ipynb #3cfe0469
 SAMPLING_PARTS = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
@@ -117,10 +117,11 @@ def read_order(
     p = {**defaults_of(run_grid), **check_parameters(run_grid, {name: value for name, value in params.items() if name != "models"}, "run_grid()"), "models": models}
     if p["metrics"] is not None: metric_names(p["metrics"])
     samplings = read_samplings(p["samplings"], max_new_tokens=p["max_new_tokens"], temperature=p["temperature"], seed=p["seed"])
-    prompts = read_prompts({"as prepared": "{prompt}"} if p["prompts"] is None else p["prompts"])
+    # What was prepared is asked as it was learnt, with the headings of its own format.
+    prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if p["prompts"] is None else p["prompts"])
     questions = collect_questions(p["dataset"], p["split"], p["n_examples"], p["task"], p["tasks"], p["shots_from"], p["clean_only"], p["seed"],
                                   [c for prompt in prompts for c in prompt.columns])
-    cases = make_cases(questions, prompts, choose_shots(questions.pool, p["n_shots"], p["seed"]))
+    cases = make_cases(questions, prompts, {"rule": "random", "n": p["n_shots"], "seed": p["seed"]})
     _check_models(models)
     return Order(p, questions, prompts, samplings, cases)
 
