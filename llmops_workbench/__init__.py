@@ -76,6 +76,8 @@ Modules:
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
+- `llmops_workbench.sqlguard`: What a query may do that nobody has read before it runs
+- `llmops_workbench.sqlite`: Databases shown to a model, and queries run without trusting them
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
