@@ -14,6 +14,7 @@ Modules:
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
+- `llmops_workbench.databases`: Answers in SQL, judged by what they bring back
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
