@@ -137,7 +137,7 @@ def databases_of(
 ) -> list[str]: # One for each
     "The database of every row; `ParameterValueError` if there are more or fewer of them than rows."
     if database is None or isinstance(database, str | Path): return [database]*n
-    named = [None if isinstance(d, float) and math.isnan(d) else d for d in database]
+    named = [None if pd.isna(d) else d for d in database]
     if len(named) != n: raise ParameterValueError(explain(f"There are {len(named)} databases and {n} rows", "One for all rows or one for each is wanted"))
     return named
 
