@@ -19,6 +19,7 @@ Modules:
 - `llmops_workbench.costs`: What a token costs, in a table you keep
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
+- `llmops_workbench.databases`: Answers in SQL, judged by what they bring back
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
@@ -35,6 +36,7 @@ Modules:
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
 - `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
+- `llmops_workbench.helpdesk_sql`: A small database, and questions whose right queries are known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
 - `llmops_workbench.intervals`: How sure a rate or a mean is when examples are few, or were asked several times
@@ -91,6 +93,8 @@ Modules:
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
+- `llmops_workbench.sqlguard`: What a query may do that nobody has read before it runs
+- `llmops_workbench.sqlite`: Databases shown to a model, and queries run without trusting them
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models

@@ -207,29 +207,45 @@ def load_snapshot(
     return Dataset(name, frame, digest, _rejected([]), _read_parquet(truth) if truth.exists() else None)
 
 # %% ../nbs/03_datasets.ipynb #46c61b6f
-SAMPLES = ("helpdesk",)
+SAMPLES = ("helpdesk", "helpdesk-sql")
 
 def _made_from(name):
     "A digest of everything a sample is made from: its module, the modules of ours that it imports, and its phrase banks."
-    package, modules, todo = Path(__file__).parent, [], [name]
+    package, modules, todo = Path(__file__).parent, [], [name.replace("-", "_")]
     for module in todo:
         source = (package/f"{module}.py").read_bytes()
         modules.append(source)
         todo += [m.decode() for m in re.findall(rb"^\s*from \.(\w+) import", source, re.M) if m.decode() not in todo]
-    banks = sorted(p for p in (package/"assets"/name).rglob("*") if p.is_file())
+    banks = sorted(p for module in todo for p in (package/"assets"/module).rglob("*") if p.is_file())
     return hashlib.sha256(b"".join([*modules, *(p.read_bytes() for p in banks)])).hexdigest()[:16]
 
 def _read_sample(name, settings):
     key = _made_from(name)
     marker = workspace_dir(settings, "cache")/f"{name}.{key}.txt"
-    try: return load_snapshot(marker.read_text(encoding="utf-8"), settings)
-    except (SourceNotFoundError, SourceFormatError, FileNotFoundError): pass
-    from llmops_workbench.helpdesk import generate_helpdesk
-    frame, truth = generate_helpdesk()
-    dataset = make_dataset(frame, name, tidy_frame(truth)[0].reset_index(drop=True))
+    try: kept = load_snapshot(marker.read_text(encoding="utf-8"), settings)
+    except (SourceNotFoundError, SourceFormatError, FileNotFoundError): kept = None
+    databases = kept.frame["database"].unique() if kept is not None and "database" in kept.frame else ()
+    if kept is not None and all((settings.workspace/"databases"/f"{d}.sqlite").exists() for d in databases): return kept
+    dataset = _MAKERS[name](settings)
     save_snapshot(dataset, settings)
     write_atomically(marker, f"{name}@{dataset.digest}")
     return dataset
+
+def _make_helpdesk(settings):
+    from llmops_workbench.helpdesk import generate_helpdesk
+    frame, truth = generate_helpdesk()
+    return make_dataset(frame, "helpdesk", tidy_frame(truth)[0].reset_index(drop=True))
+
+def _make_helpdesk_sql(settings):
+    from llmops_workbench.helpdesk_sql import generate_helpdesk_sql
+    from llmops_workbench.sqlite import describe_database
+    database, content, questions = generate_helpdesk_sql()
+    path = write_atomically(workspace_dir(settings, "databases")/f"{database}.sqlite", content)
+    schema = describe_database(path, n_rows=1)  # short enough for a model that reads a thousand tokens
+    prompts = [f"Write one SQLite query that answers the question.\n\n{schema}\n\nQuestion: {question}" for question in questions["question"]]
+    return make_dataset(questions.rename(columns={"sql": "completion"}).assign(task="sql", prompt=prompts, schema=schema, database=database), "helpdesk-sql")
+
+_MAKERS = {"helpdesk": _make_helpdesk, "helpdesk-sql": _make_helpdesk_sql}
 
 # %% ../nbs/03_datasets.ipynb #1bf7bd8f
 def _from_object(source):
