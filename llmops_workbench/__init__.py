@@ -15,6 +15,7 @@ Modules:
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
+- `llmops_workbench.differences`: What changed from one text to another, in whole words
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
 - `llmops_workbench.drift`: What changed, since when, by how much, and which rows show it
