@@ -35,6 +35,7 @@ Modules:
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
+- `llmops_workbench.library`: Prompts by name, version and alias, whole
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
