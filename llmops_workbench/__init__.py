@@ -36,6 +36,7 @@ Modules:
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.library`: Prompts by name, version and alias, whole
+- `llmops_workbench.lineage`: Which runs and traces used a version of a prompt, and how it scored
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
@@ -62,7 +63,7 @@ Modules:
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
-- `llmops_workbench.registry`: Prompts and models by name, version and alias
+- `llmops_workbench.registry`: Models by name, version and alias, beside the prompts
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.reshaping`: Steps that change what a row is: cut, split, packed, renamed, formatted, copied, made by a model
 - `llmops_workbench.rulers`: A column of the reference, measured once; every window is then held against it

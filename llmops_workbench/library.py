@@ -228,6 +228,17 @@ def _heads(self:Library) -> dict:
         token = page.token
         if not token: return found
 
+@patch
+def _all_versions(self:Library, name) -> list:
+    "All versions, the latest first."
+    self.prompt_aliases(name)
+    found, token = [], None
+    while True:
+        page = self.client.search_prompt_versions(name, max_results=100, page_token=token)
+        found += map(_unpack, page)
+        token = page.token
+        if not token: return sorted(found, key=lambda each: -each.version)
+
 # %% ../nbs/06_library.ipynb #a702d764
 @patch
 def set_prompt_alias(
