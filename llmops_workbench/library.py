@@ -17,7 +17,7 @@ import re
 import time
 import uuid
 from contextlib import nullcontext
-from dataclasses import dataclass, fields, is_dataclass
+from dataclasses import dataclass, fields, is_dataclass, replace
 
 import pandas as pd
 from fastcore.basics import patch
@@ -35,14 +35,14 @@ class Library:
     def _turn(self): return file_lock(self.lock_path, timeout_s=120) if self.lock_path else nullcontext()
 
 # %% ../nbs/06_library.ipynb #cc97028b
-PARTS = ("template", "messages", "schema", "examples", "task", "bind", "partials", "shots", "syntax", "model", "sampling")
+PARTS = ("template", "messages", "schema", "examples", "task", "bind", "partials", "shots", "syntax", "escape_markers", "model", "sampling")
 MOST_CHARS = 20_000_000  # Of all parts as JSON
 
 def prompt_parts(
     prompt,  # A text, messages, a dict of parts, or a dataclass with such fields
 ) -> dict:   # Only JSON, in the order of `PARTS`, without what is empty
     "What a prompt consists of; `ParameterValueError` for an unknown part, one that JSON cannot hold, and a prompt without a wording."
-    if is_dataclass(prompt): prompt = {field.name: getattr(prompt, field.name) for field in fields(prompt) if field.name in PARTS}
+    if is_dataclass(prompt): prompt = {f.name: value for f in fields(prompt) if f.name in PARTS and (value := getattr(prompt, f.name)) != f.default}
     parts = dict(prompt) if isinstance(prompt, dict) else {"template": prompt}
     for name in parts:
         if name not in PARTS: raise ParameterValueError(explain(f"A prompt has no part '{name}'", f"Its parts are: {', '.join(PARTS)}", suggest(name, PARTS)))
@@ -231,13 +231,14 @@ def _heads(self:Library) -> dict:
 @patch
 def _all_versions(self:Library, name) -> list:
     "All versions, the latest first."
-    self.prompt_aliases(name)
-    found, token = [], None
+    found, token, aliases = [], None, self.prompt_aliases(name)  # MLflow's search leaves the aliases out
     while True:
         page = self.client.search_prompt_versions(name, max_results=100, page_token=token)
         found += map(_unpack, page)
         token = page.token
-        if not token: return sorted(found, key=lambda each: -each.version)
+        if not token: break
+    called = {each.version: tuple(sorted(alias for alias, version in aliases.items() if version == each.version)) for each in found}
+    return sorted((replace(each, aliases=called[each.version]) for each in found), key=lambda each: -each.version)
 
 # %% ../nbs/06_library.ipynb #a702d764
 @patch

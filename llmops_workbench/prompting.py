@@ -25,7 +25,7 @@ from .escaping import plain
 from .metrics import METRICS, metric_names, score, suitable_metrics
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, parameters_of
-from .prompts import conversation_text, read_prompts
+from .prompts import conversation_text, pin_prompts, read_prompts
 from .questions import Questions, choose_shots, collect_questions, make_cases
 
 # %% ../nbs/12_prompting.ipynb #3cfe0469
@@ -53,7 +53,7 @@ class Grid(Result):
     summary:dict          # scores (system -> task -> metric -> value) and counts; no times, so that equal grids have equal summaries
     frame:pd.DataFrame    # A row a call: example_id, task, model, prompt_name, repeat, prompt, completion, references, tokens, latency_s, cost, error, metrics
     scores:pd.DataFrame   # model, prompt_name, task, metric, value, n, n_missing, signature
-    outputs:dict=field(default_factory=dict) # dataset and split that were asked
+    outputs:dict=field(default_factory=dict) # dataset that was asked, and the versions of the store's prompts
 
     @property
     def frames(self): return {"scores": self.scores}
@@ -186,6 +186,7 @@ def run_grid(
     check_parameters(run_grid, {"split": split, "n_examples": n_examples, "n_shots": n_shots, "max_new_tokens": max_new_tokens,
                                 "temperature": temperature, "repeats": repeats}, "run_grid()")
     if metrics is not None: metric_names(metrics)
+    prompts, stored = pin_prompts(prompts)
     questions, prompts, cases = plan_cases(dataset, prompts, split, n_examples, n_shots, task, tasks, shots_from, clean_only, seed)
     _check_models(models)
     parts, total = [], len(models)*repeats*len(cases)
@@ -200,7 +201,8 @@ def run_grid(
     first = ["example_id", "task", "model", "prompt_name", "repeat", "prompt", "completion", "references"]
     counts = {"n_models": len(models), "n_prompts": len(prompts), "repeats": repeats}
     frame = frame[[*first, *(c for c in frame if c not in (*first, "messages", "schema"))]]
-    return Grid(_summary(frame, scores, questions, counts), frame, scores, {"dataset": questions.dataset.reference})
+    outputs = {"dataset": questions.dataset.reference, **({"prompts": stored} if stored else {})}
+    return Grid(_summary(frame, scores, questions, counts), frame, scores, outputs)
 
 # %% ../nbs/12_prompting.ipynb #40ab146f
 def plan_grid(
