@@ -21,6 +21,7 @@ Modules:
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.databases`: Answers in SQL, judged by what they bring back
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
+- `llmops_workbench.differences`: What changed from one text to another, in whole words
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold
 - `llmops_workbench.drift`: What changed, since when, by how much, and which rows show it
@@ -46,6 +47,8 @@ Modules:
 - `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
+- `llmops_workbench.library`: Prompts by name, version and alias, whole
+- `llmops_workbench.lineage`: Which runs and traces used a version of a prompt, and how it scored
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
@@ -75,7 +78,7 @@ Modules:
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
-- `llmops_workbench.registry`: Prompts and models by name, version and alias
+- `llmops_workbench.registry`: Models by name, version and alias, beside the prompts
 - `llmops_workbench.repeats`: The same question asked several times: how much answers vary, and whether all of them would do
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
 - `llmops_workbench.reshaping`: Steps that change what a row is: cut, split, packed, renamed, formatted, copied, made by a model

@@ -8,7 +8,7 @@ by the command that needs it, so that `llmops --help` and `llmops list` answer a
 
 # %% auto #0
 __all__ = ['COMMANDS', 'GROUPS', 'LAB_CONFIG', 'CHECKS', 'command', 'make_parser', 'columns', 'show', 'run', 'pipeline_plan',
-           'pipeline_run', 'runs', 'init', 'lab', 'freeze', 'doctor', 'Answer', 'main']
+           'pipeline_run', 'runs', 'prompts', 'init', 'lab', 'freeze', 'doctor', 'Answer', 'main']
 
 # %% ../nbs/32_cli.ipynb #78e479d8
 import argparse
@@ -25,7 +25,7 @@ from fastcore.docments import docments
 
 import llmops_workbench
 from .catalogue import read_workflow, workflow_folder, workflows
-from .errors import SourceFormatError, SourceNotFoundError, WorkbenchError, WorkspaceError, explain
+from .errors import ParameterValueError, SourceFormatError, SourceNotFoundError, WorkbenchError, WorkspaceError, explain
 from .escaping import visible
 from .params import from_yaml, to_command
 from .settings import load_settings, workspace_dir, write_atomically
@@ -56,6 +56,7 @@ def _add_parameters(parser, function):
         if default is inspect.Parameter.empty: parser.add_argument(name, help=text, metavar=name.upper())
         elif parameter.kind is not inspect.Parameter.KEYWORD_ONLY: parser.add_argument(name, nargs="?", default=default, help=text, metavar=name.upper())
         elif name == "p": parser.add_argument("-p", nargs=2, action="append", default=[], metavar=("NAME", "VALUE"), help=text)
+        elif default is None and name == "diff": parser.add_argument(flag, nargs=2, metavar=("A", "B"), help=text)
         elif default is False: parser.add_argument(flag, dest=name, action="store_true", help=text)
         else: parser.add_argument(flag, dest=name, type=type(default) if default is not None else str, default=default, help=text,
                                   metavar="FILE" if name in ("f", "output") else name.upper())
@@ -240,6 +241,41 @@ def runs(
     rows = [(each.run_id[:8], each.stage, each.status.lower(), f"{each.start_time:%Y-%m-%d %H:%M}", _time(each.duration_s) if each.duration_s and each.duration_s == each.duration_s else "",
              each.error or each.name) for each in found.itertuples()]
     return columns(rows, ("run", "stage", "status", "started", "time", "name or error")) if rows else ["No runs yet. Type: llmops run explore"]
+
+# %% ../nbs/32_cli.ipynb #213241f6
+@command
+def prompts(
+    name=None,     # A registered prompt; all of them by default
+    *,
+    diff=None,     # Two versions or aliases of it to compare
+    as_json=False, # For a program
+):
+    "List the registered prompts, the versions of one with their scores, or what changed between two."
+    from llmops_workbench.store import open_store
+    store = open_store()
+    if name is None:
+        if diff: raise ParameterValueError(explain("--diff compares two versions of one prompt", "", "For example: llmops prompts NAME --diff 1 2"))
+        found = store.prompts()
+        if as_json: return _records(found)
+        rows = [(each.name, each.version, _aliases(each.aliases.items()), f"{each.changed:%Y-%m-%d %H:%M}") for each in found.itertuples()]
+        return columns(rows, ("prompt", "latest", "aliases", "changed")) if rows else ["No prompts yet. Keep one with open_store().register_prompt(name, template)"]
+    if diff: return _show_diff(store.diff_prompts(name, *diff), as_json)
+    found = store.prompt_versions(name)
+    if as_json: return _records(found)
+    scored = [column for column in found if ": " in column and not column.startswith("best ")]
+    rows = [(each["version"], ", ".join(each["aliases"]), f"{each['created']:%Y-%m-%d %H:%M}", each["by"], each["n_runs"],
+             *(f"{each[column]:.3f}" if each[column] == each[column] else "" for column in scored), each["message"]) for each in found.to_dict("records")]
+    return columns(rows, ("version", "aliases", "created", "by", "runs", *scored, "message"))
+
+def _aliases(pairs): return ", ".join(f"{alias}={version}" for alias, version in sorted(pairs))
+
+def _show_diff(change, as_json):
+    "Words that went stand in [-...-], words that came in {+...+}, as git shows them."
+    if as_json: return {"name": change.name, "versions": list(change.versions), "words": change.words, "parts": change.parts.to_dict("records")}
+    signs = {"same": "{}", "out": "[-{}-]", "in": "{{+{}+}}"}
+    words = "".join(signs[what].format(text) for what, text in change.words)
+    parts = [line for row in change.parts.itertuples() for line in ("", f"{row.part}: {row.before}", f"{' '*len(row.part)}> {row.after}")]
+    return [f"{change.name}: version {change.versions[0]} to {change.versions[1]}", "", *visible(words).split("\n"), *map(visible, parts)]
 
 # %% ../nbs/32_cli.ipynb #63421cda
 _SETTINGS = """# Settings of the LLMOps workbench, read at run time by its notebooks and its command. LLMOPS_* variables override them.

@@ -30,7 +30,7 @@ from .jobs import Job, attach_job, find_job, start_job
 from .metrics import metric_names
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, defaults_of
-from .prompts import Prompt, conversation_text, read_prompts
+from .prompts import Prompt, conversation_text, pin_prompts, read_prompts
 from .questions import Questions, collect_questions, make_cases
 
 # %% ../nbs/12_prompting.ipynb #3cfe0469
@@ -98,6 +98,7 @@ class Order:
     prompts:list        # `Prompt`s
     samplings:dict      # Name -> arguments of `Model.generate`
     cases:pd.DataFrame  # Every prompt for every example
+    stored:dict         # Those prompts that come from the store: name -> prompt:NAME@version
 
     def calls(self,
         model:str,       # What to call the model
@@ -117,13 +118,14 @@ def read_order(
     p = {**defaults_of(run_grid), **check_parameters(run_grid, {name: value for name, value in params.items() if name != "models"}, "run_grid()"), "models": models}
     if p["metrics"] is not None: metric_names(p["metrics"])
     samplings = read_samplings(p["samplings"], max_new_tokens=p["max_new_tokens"], temperature=p["temperature"], seed=p["seed"])
+    p["prompts"], stored = (None, {}) if p["prompts"] is None else pin_prompts(p["prompts"])
     # What was prepared is asked as it was learnt, with the headings of its own format.
     prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if p["prompts"] is None else p["prompts"])
     questions = collect_questions(p["dataset"], p["split"], p["n_examples"], p["task"], p["tasks"], p["shots_from"], p["clean_only"], p["seed"],
                                   [c for prompt in prompts for c in prompt.columns])
     cases = make_cases(questions, prompts, {"rule": "random", "n": p["n_shots"], "seed": p["seed"]})
     _check_models(models)
-    return Order(p, questions, prompts, samplings, cases)
+    return Order(p, questions, prompts, samplings, cases, stored)
 
 def _check_models(models):
     "Models that exist and whose names tell them apart."
@@ -168,7 +170,9 @@ def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame
         frame = model.generate(rows["messages"].tolist(), schema=json.loads(schema) if schema else None, **samplings[sampling], **hooks,
                                on_completion=lambda at, completion, positions=positions: take(positions[at], completion),
                                on_progress=on_progress and (lambda n, total, before=before: on_progress(before + n)))
-        for at, row in zip(positions, frame.to_dict("records")): found[at] = Completion(**row)
+        # What the model passed over is in the frame only.
+        for at, error in zip(positions, frame["error"]):
+            if error and not found[at].error.startswith(error): found[at] = failed(error)
         done += len(rows)
     return completion_frame(found)
 
@@ -196,7 +200,8 @@ def answer(
     summary = summarise(frame, scores, dataset=dataset, n_examples=len(order.questions.examples), n_models=len(order.params["models"]),
                         n_prompts=len(order.prompts), n_samplings=len(order.samplings), repeats=order.params["repeats"],
                         n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
-    return Grid(summary, frame, scores, sum_costs(frame), {"dataset": dataset})
+    outputs = {"dataset": dataset, **({"prompts": order.stored} if order.stored else {})}
+    return Grid(summary, frame, scores, sum_costs(frame), outputs)
 
 # %% ../nbs/12_prompting.ipynb #7b0acc1f
 TARGET = "llmops_workbench.prompting:work"

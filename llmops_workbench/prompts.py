@@ -8,7 +8,7 @@ a person wrote down, `likely_binding` guesses which column a variable means. Whi
 
 # %% auto #0
 __all__ = ['SYNTAXES', 'RULES', 'ROLES', 'read_shots', 'Prompt', 'Rendering', 'likely_binding', 'check_columns', 'read_prompts',
-           'conversation_text']
+           'pin_prompts', 'conversation_text']
 
 # %% ../nbs/09_prompts.ipynb #1a0322d5
 import hashlib
@@ -251,7 +251,7 @@ def _read_prompt(name, value) -> Prompt:
     if isinstance(value, str) and value.startswith("prompt:"):
         from llmops_workbench.store import open_store
         stored, _, version = value.removeprefix("prompt:").partition("@")
-        value = open_store().load_prompt(stored, version or None).template
+        value = open_store().load_prompt(stored, version or None).wording
     if not isinstance(value, dict): return Prompt(name, value)
     names = ["template", "messages", *list(_PARTS)[1:]]
     unknown = [part for part in value if part not in names]
@@ -269,6 +269,17 @@ def read_prompts(
     read = [_read_prompt(name, value) for name, value in prompts.items()]
     if read: return read
     raise ParameterValueError(explain("prompts is empty", "At least one prompt is needed", 'For example {"plain": "{text}"}; None takes the tasks\' own'))
+
+# %% ../nbs/09_prompts.ipynb #b251909f
+def pin_prompts(
+    prompts,      # As for `read_prompts`
+) -> tuple:       # The same with a version in place of each alias, and those of the store alone: name -> prompt:NAME@version
+    "Prompts that mean the same tomorrow; `SourceNotFoundError` for one that the store does not have."
+    if not isinstance(prompts, dict): return prompts, {}
+    from llmops_workbench.store import open_store
+    stored = {name: value.removeprefix("prompt:").partition("@") for name, value in prompts.items() if isinstance(value, str) and value.startswith("prompt:")}
+    pinned = {name: open_store().load_prompt(kept, version or None).reference for name, (kept, _, version) in stored.items()}
+    return {**prompts, **pinned}, pinned
 
 # %% ../nbs/09_prompts.ipynb #42593d44
 def conversation_text(

@@ -104,6 +104,12 @@ class RunRecord:
     @property
     def environment(self) -> dict: return self.store.fetch_json(self.run_id, "environment.json", {})
 
+    @property
+    def prompts(self) -> dict:
+        "Versions of registered prompts that it used: name of the prompt -> version -> what it was called in the run."
+        marks = {key.removeprefix("llmops.prompt."): json.loads(value) for key, value in self.tags.items() if key.startswith("llmops.prompt.")}
+        return {name: {int(version): called for version, called in links.items()} for name, links in marks.items()}
+
     def text(self, name:str) -> str|None:
         "A text kept with the run, None if there is none of that name."
         file = self.store.fetch_file(self.run_id, name)

@@ -90,7 +90,8 @@ class Store(Registry):
         digest = hashlib.sha256(self.address.encode()).hexdigest()[:12]
         self._folder = workspace_dir(settings, "journal", digest)  # of this address: a run of another would not be found here
         database, beside = _sqlite_file(self.address), _files_beside(settings)
-        with file_lock(database.with_suffix(".lock") if database else self._folder/"open.lock", timeout_s=120) as lock:
+        self.lock_path = database.with_suffix(".lock") if database else self._folder/"open.lock"
+        with file_lock(self.lock_path, timeout_s=120) as lock:
             try:
                 if database and not (database.exists() and database.stat().st_size): _make_database(database)
                 self.client = _Client(self.address)
@@ -106,6 +107,16 @@ class Store(Registry):
         replay_journals(self._folder, self._take_points)
 
     def __repr__(self): return f"Store({_shown(self.address)})"
+
+    def flush_traces(self):
+        "MLflow writes traces in the background; what is read next is what was there when this was called."
+        _import_mlflow().flush_trace_async_logging()
+
+    def _associate(self, trace_id, versions):
+        "MLflow's client links prompts to traces only at the address that is set for the whole process; its store does at this one."
+        _import_mlflow()
+        from mlflow.tracing.client import TracingClient
+        TracingClient(self.address).store.link_prompts_to_trace(trace_id, versions)
 
     def _take_points(self, run_id, points):
         "One batch of metrics. MLflow keeps a point of the same name, step, time and value once, so a batch may come twice."
@@ -432,6 +443,8 @@ def log_result(
     self._keep(run, result)
     return run.run_id
 
+_PROMPT = re.compile(r"prompt:([\w.\-]+)@(\d+)")  # A version of the library in a result's outputs
+
 def _static_face(result):
     "The HTML that the result shows where there is no kernel, if it has any."
     bundle = result._repr_mimebundle_() if hasattr(result, "_repr_mimebundle_") else {}
@@ -445,6 +458,8 @@ def _keep(self:Store, run, result):
     self._put_json(run.run_id, "summary.json", result.summary)
     self._put_json(run.run_id, "outputs.json", result.outputs)
     self._put_json(run.run_id, "words.json", list(result.words()))
+    used = [(called, _PROMPT.fullmatch(str(address))) for called, address in (result.outputs.get("prompts") or {}).items()]
+    if any(match for _, match in used): self._note_prompts(run.run_id, [(match[1], match[2], called) for called, match in used if match])
     face = _static_face(result)
     if face: run.log_text("face.html", face)
     now, entities = int(time.time()*1000), _import_mlflow().entities
