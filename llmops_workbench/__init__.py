@@ -3,6 +3,7 @@
 Modules:
 
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
+- `llmops_workbench.batches`: Prompts that begin alike, read together
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
 - `llmops_workbench.chats`: Who said what, in whatever form a conversation was kept
