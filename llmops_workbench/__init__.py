@@ -5,6 +5,7 @@ Modules:
 - `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
 - `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
+- `llmops_workbench.batches`: Prompts that begin alike, read together
 - `llmops_workbench.budgets`: No call is made that could cost more than is left
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
