@@ -25,6 +25,7 @@ Modules:
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
@@ -42,6 +43,7 @@ Modules:
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
+- `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
 - `llmops_workbench.periods`: Which rows are the reference, which are current, and in which window each one lies
