@@ -33,6 +33,7 @@ Modules:
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
+- `llmops_workbench.labeling`: Rows to look at, what people said of them, how far they agree, and a dataset of it
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
