@@ -144,6 +144,9 @@ _PUBLIC = {
     "finetune": "finetuning",
     "detect_drift": "drift",
     "preflight": "readiness",
+    "label": "labeling",
+    "agreement": "labeling",
+    "feedback_dataset": "labeling",
     "run_workflow": "runner",
     "run_pipeline": "pipeline",
 }
