@@ -33,6 +33,7 @@ Modules:
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
@@ -46,6 +47,7 @@ Modules:
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
+- `llmops_workbench.labeling`: Rows to look at, what people said of them, how far they agree, and a dataset of it
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.library`: Prompts by name, version and alias, whole
@@ -59,6 +61,7 @@ Modules:
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
+- `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
@@ -116,6 +119,7 @@ Modules:
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
+- `llmops_workbench.widgets.feedback`: One row, the answers to choose from, and a key for each
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
@@ -164,6 +168,9 @@ _PUBLIC = {
     "finetune": "finetuning",
     "detect_drift": "drift",
     "preflight": "readiness",
+    "label": "labeling",
+    "agreement": "labeling",
+    "feedback_dataset": "labeling",
     "run_workflow": "runner",
     "run_pipeline": "pipeline",
 }

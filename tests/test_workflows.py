@@ -22,6 +22,7 @@ CASES = {
     "prompt": {"prompts": {"short": "Query as JSON: {text}", "as prepared": "{prompt}"}, "n_examples": 4, "max_new_tokens": 24, "task": "query"},
     "finetune": {"max_steps": 3, "learning_rate": 0.001, "eval_samples": 12, "sample_completions": 2, "max_length": 256},
     "compare": {"systems": ["yardstick:nearest", "yardstick:commonest"], "baseline": "yardstick:commonest", "max_examples": 60, "n_resamples": 200, "seed": 2},
+    "feedback": {"rows": ["HD-000003", "HD-000001", 4], "labels": ["broken", "wanted"], "queue": "broken or wanted", "order": "given"},
     "monitor": {"window": "M", "thresholds": {"text.words": 0.2}, "n_permutations": 20, "max_rows": 200, "columns": ["channel", "text"]},
 }
 

@@ -265,7 +265,7 @@ def keep(
 @patch
 def send(
     self:ExplorePanel,
-    workflow:str,      # "prepare", "prompt" or another that takes a dataset
+    workflow:str,      # "prepare", "prompt", "feedback" or another that takes a dataset
     name:str="picked", # What to call the dataset
 ) -> Path:             # The notebook
     "Keep the selected rows and write a notebook of a workflow that starts from them, beside this one."
@@ -277,6 +277,7 @@ def _send(self:ExplorePanel, workflow, reference):
     "The notebook of a workflow, with the rows and with the column that was explored."
     declared, values = read_workflow(workflow).parameters, {"dataset": reference}
     if "text_column" in declared: values["text_column"] = self.ran_with["text_column"]
+    if "n_rows" in declared: values["n_rows"] = 0  # what was picked is meant whole
     # The sample's rows are examples by its own tasks. Its name told so, which the kept rows no longer have.
     columns, tasks = set(read_dataset(reference).frame), helpdesk_tasks()
     known = {c for pair in tasks.values() for template in pair for c in template_columns(template)} <= columns and not {"prompt", "completion"} & columns
