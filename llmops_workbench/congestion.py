@@ -16,7 +16,7 @@ from collections import deque
 
 # %% ../nbs/08_congestion.ipynb #7186e1a1
 _FEWEST = 8  # calls in a round, or chance decides
-_SLOW = 3    # times the quickest round: calls now wait for each other, and more of them would wait longer
+_SLOW, _SLOW_S = 3, 0.25 # times the quickest round, and seconds: calls now wait for each other, and more of them would wait longer
 
 class Pace:
     "How many calls may be in flight; for one event loop."
@@ -64,10 +64,11 @@ class Pace:
         if self._seen >= max(_FEWEST, int(self.limit)): self._end_round()
 
     def _end_round(self):
-        share, median = self._pushed/self._seen, statistics.median(self._latencies) if self._latencies else None
-        if median is not None: self._quickest = min(median, self._quickest or median)
+        share, median = self._pushed/self._seen, statistics.median(self._latencies) if self._latencies else 0.0
+        if median: self._quickest = min(median, self._quickest or median)
+        slow = max(_SLOW*(self._quickest or 0.0), _SLOW_S)
         if share > 0.25: self._cut(0.5)
-        elif median and median > _SLOW*self._quickest: self._cut(0.9)
+        elif median > slow: self._cut(max(0.5, slow/median))
         elif share <= 0.1: self.limit = min(self.most, self.limit*2 if self._doubling else max(self.limit + 1, self.limit*1.125))
         self._begin_round()
 

@@ -234,7 +234,7 @@ class Endpoint(Model):
         reading, writing = self.price or (math.nan, math.nan)
         while True:
             place = await run.pace.enter()
-            if run.budget is None: return "", place, None
+            if run.budget is None or run.hopeless: return run.hopeless, place, None
             try: held = run.budget.reserve(read + written, read*reading + written*writing)
             except BudgetUsedUpError as error: reason, held = str(error), None
             if held: return "", place, held
@@ -279,6 +279,7 @@ class Endpoint(Model):
                 await asyncio.sleep(self.backoff_s*2**min(tried, 6)*random.uniform(0.75, 1.25) if no.wait_s is None else
                                     max(no.wait_s, 0.01*2**tried)*random.uniform(1, 1.1))
             place = await run.pace.enter()
+            if run.hopeless: return failed(run.hopeless), None if unsure else 0
 
     def _understand(self, no, messages, sampling) -> str:
         "The reason in words that say what to do."
