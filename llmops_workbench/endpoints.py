@@ -139,6 +139,7 @@ async def _first(*some):
         for task in (await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED))[0]: task.result()
     finally:
         for task in tasks: task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
 
 def _parse_address(name:str) -> tuple[str, str]:
     "Address and model of `http(s)://host/v1#model`."
@@ -168,7 +169,7 @@ class Endpoint(Model):
         self.name, (self.address, self.model) = name, _parse_address(name)
         self.concurrency, self.timeout_s, self.retries, self.backoff_s = concurrency, timeout_s, retries, backoff_s
         prices = read_prices() if prices is None else prices
-        self.price = prices.get(f"{self.address}#{self.model}", prices.get(self.model))
+        self.price = next((prices[n] for n in (name, f"{self.address}#{self.model}", self.model) if n in prices), None)
         self.fingerprint = f"endpoint {self.address}#{self.model}"
         self.context_tokens, self.tokenizer = context_tokens, tokenizer
         self._with_answer = self._asked_context = False # whether the limit covers the answer too; whether the server was asked for it

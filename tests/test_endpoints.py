@@ -224,7 +224,7 @@ def test_as_many_calls_as_the_server_bears(server):
 
 
 def test_more_calls_at_once_where_all_goes_well(server):
-    desk = Endpoint(f"{server.base}/v1#desk", prices=PRICES, concurrency=48)
+    desk, server.latency_s = Endpoint(f"{server.base}/v1#desk", prices=PRICES, concurrency=48), 0.2
     desk.generate([f"ticket {i}" for i in range(240)])
     assert 32 < server.most_active <= 48
 
