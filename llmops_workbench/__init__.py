@@ -16,12 +16,14 @@ Modules:
 - `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
+- `llmops_workbench.congestion`: As many calls at once as the server bears
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.costs`: What a token costs, in a table you keep
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
 - `llmops_workbench.credentials`: Keys, tokens and passwords that stand in a text, and what only looks like them
 - `llmops_workbench.databases`: Answers in SQL, judged by what they bring back
 - `llmops_workbench.datasets`: Read once, named by content, split so that nothing leaks
+- `llmops_workbench.dialects`: What servers answer, each in its own way
 - `llmops_workbench.differences`: What changed from one text to another, in whole words
 - `llmops_workbench.display`: One look for results, wherever they are read
 - `llmops_workbench.divergence`: How far apart two samples of one column are: five established measures, each with its own threshold

@@ -10,7 +10,6 @@ several models at once. It counts what it is told; estimates and prices come fro
 __all__ = ['BudgetUsedUpError', 'Reservation', 'Budget', 'check_price']
 
 # %% ../nbs/08_budgets.ipynb #e37712d9
-import asyncio
 import math
 import threading
 from dataclasses import dataclass
@@ -80,11 +79,6 @@ class Budget:
             for kind in need: self._held[kind] += need[kind]
             return held
 
-    async def reserve_soon(self, tokens:int, cost:float=0.0) -> Reservation:
-        "As `reserve`, in an event loop: wait until calls in flight have settled."
-        while (held := self.reserve(tokens, cost)) is None: await asyncio.sleep(0.01)
-        return held
-
     def release(self, held:Reservation):
         "Give back what a call held that was never made."
         with self._lock: self._give_back(held)
@@ -99,7 +93,7 @@ class Budget:
         with self._lock:
             if not self._give_back(held): return
             self._spent["calls"] += 1
-            self._spent["n_estimated"] += None in known.values()
+            self._spent["n_estimated"] += tokens is None or (known["cost"] is None and not math.isnan(held.cost))
             for (kind, actual), estimate in zip(known.items(), held.estimate):
                 self._spent[kind] += (held.tokens if kind == "tokens" else held.cost) if actual is None else actual
                 # A model that reads more than was thought (hidden instructions, say) will do so again.

@@ -116,7 +116,7 @@ def hide_keys(
     shortest:int=4,   # Keys with fewer characters are placeholders, such as "none"
 ) -> str:             # The text with *** in the place of each key
     "Text without the keys in the variables LLMOPS_API_KEY...; servers like to repeat the key they refuse."
-    keys = {value.strip() for name, value in os.environ.items() if name.startswith("LLMOPS_API_KEY")}
+    keys = {os.environ[name].strip() for name in os.environ if name.startswith("LLMOPS_API_KEY")}
     for key in sorted(keys, key=len, reverse=True):
         if len(key) >= shortest: text = text.replace(key, "***")
     return text

@@ -2,103 +2,24 @@
 
 import asyncio
 import json
+import logging
 import math
+import pickle
+import sys
 import threading
+import time
+import traceback
 
 import pytest
-from aiohttp import web
+from chat_server import Server
 
-from llmops_workbench.endpoints import Endpoint, read_prices
+from llmops_workbench.caches import CompletionCache
+from llmops_workbench.costs import read_prices
+from llmops_workbench.endpoints import Endpoint
 from llmops_workbench.errors import ParameterValueError, SourceFormatError
 from llmops_workbench.models import load_model
 
 PRICES = {"desk": (1e-6, 2e-6)}
-
-
-class Server:
-    "Answers chat completions; what the last message says decides how. Keeps a ledger of what it would bill."
-
-    def __init__(self):
-        self.bodies, self.headers, self.billed, self.keys = [], [], 0.0, set()
-        self.active = self.most_active = 0
-        self.loop, ready = asyncio.new_event_loop(), threading.Event()
-        self.thread = threading.Thread(target=self._serve, args=(ready,), daemon=True)
-        self.thread.start()
-        assert ready.wait(10)
-
-    def _serve(self, ready):
-        async def start():
-            app = web.Application()
-            app.router.add_post("/v1/chat/completions", self.answer)
-            app.router.add_post("/moved/chat/completions", self.move)
-            self.runner = web.AppRunner(app)
-            await self.runner.setup()
-            site = web.TCPSite(self.runner, "127.0.0.1", 0)
-            await site.start()
-            self.base = f"http://127.0.0.1:{site._server.sockets[0].getsockname()[1]}"
-            ready.set()
-        self.loop.run_until_complete(start())
-        self.loop.run_forever()
-        self.loop.run_until_complete(self.runner.cleanup())
-
-    def close(self):
-        self.loop.call_soon_threadsafe(self.loop.stop)
-        self.thread.join(10)
-
-    def times(self, text):
-        return sum(b["messages"][-1]["content"] == text for b in self.bodies)
-
-    async def move(self, request):
-        raise web.HTTPTemporaryRedirect(f"{self.base}/v1/chat/completions")
-
-    async def answer(self, request):
-        self.active += 1
-        self.most_active = max(self.most_active, self.active)
-        try:
-            return await self.reply(request)
-        finally:
-            self.active -= 1
-
-    async def reply(self, request):
-        body = await request.json()
-        text = body["messages"][-1]["content"]
-        self.bodies.append(body)
-        self.headers.append(request.headers)
-        first = self.times(text) == 1
-        if "429 once" in text and first:
-            return web.json_response({"error": {"message": "slow down"}}, status=429, headers={"Retry-After": "0"})
-        if "500 once" in text and first:
-            return web.Response(text="<html>oops</html>", status=500)
-        if "500 always" in text:
-            return web.json_response({"error": "broken"}, status=500)
-        if "400" in text:
-            return web.json_response({"error": {"message": "bad\nrequest"}}, status=400)
-        if "401" in text:
-            return web.json_response({"error": {"message": f"wrong key {request.headers['Authorization'].split()[1]}"}}, status=401)
-        if "no JSON once" in text and first:
-            return web.Response(text="{\"choices\": [", content_type="application/json")
-        if "cut once" in text and first:
-            response = web.StreamResponse(headers={"Content-Length": "1000"})
-            await response.prepare(request)
-            await response.write(b'{"choices"')
-            request.transport.close()
-            return response
-        if "slow once" in text and first:
-            await asyncio.sleep(1.5)
-        if "huge" in text:
-            return web.Response(body=b"x"*(17*2**20))
-        if "new limit" in text and "max_tokens" in body:
-            return web.json_response({"error": {"message": "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens'."}}, status=400)
-        await asyncio.sleep(0.02)
-        usage = {"prompt_tokens": len(text), "completion_tokens": 3}
-        if "wrong count" in text:
-            usage = {"prompt_tokens": "many", "completion_tokens": -1}
-        elif request.headers["Idempotency-Key"] not in self.keys:
-            self.keys.add(request.headers["Idempotency-Key"])
-            self.billed += usage["prompt_tokens"]*1e-6 + 3*2e-6
-        content = None if "refuse" in text else text.upper()
-        return web.json_response({"choices": [{"message": {"content": content}, "finish_reason": "stop"}],
-                                  **({} if "no count" in text else {"usage": usage})})
 
 
 @pytest.fixture
@@ -130,16 +51,17 @@ def test_what_passes_is_tried_again_and_paid_once(server, desk, fault):
     assert frame["cost"].sum() == pytest.approx(server.billed)
 
 
-@pytest.mark.parametrize("fault,times,error", [
-    ("500 always", 3, "the server said 500: broken"),
-    ("400", 1, "the server said 400: bad request"),
-    ("refuse", 1, "the model gave no text (stop)"),
-    ("huge", 1, "the server's answer is larger than 16 MiB")])
-def test_what_does_not_pass_is_a_row_with_an_error(server, desk, fault, times, error):
+@pytest.mark.parametrize("fault,times,error,billed", [
+    ("500 always", 3, "the server said 500: broken", False),
+    ("400", 1, "the server said 400: bad request", False),
+    ("refuse", 1, "the model gave no text (stop)", True),
+    ("huge", 1, "the server's answer is larger than 16 MiB", False)])
+def test_what_does_not_pass_is_a_row_with_an_error(server, desk, fault, times, error, billed):
     desk.retries = 2
     frame = desk.generate(["fine", fault])
     assert frame["error"].tolist() == ["", error] and server.times(fault) == times
-    assert frame["completion"].isna().tolist() == [False, True] and math.isnan(frame["cost"][1])
+    assert frame["completion"].isna().tolist() == [False, True] and math.isnan(frame["cost"][1]) is not billed
+    assert frame["cost"].sum() == pytest.approx(server.billed), "an answer without text is paid for all the same"
 
 
 def test_wrong_or_missing_counts_make_the_cost_unknown(desk):
@@ -174,8 +96,61 @@ def test_a_wrong_key_is_found_out_once_and_not_written_down(server, desk, monkey
     desk.concurrency = 1
     frame = desk.generate([f"401 {i}" for i in range(6)])
     assert len(server.bodies) == 1
-    assert set(frame["error"]) == {"the server said 401: wrong key ***"}
+    assert set(frame["error"]) == {"the server said 401: wrong key ***, request 1. Correct the key in the variable LLMOPS_API_KEY"}
     assert "canary" not in frame.to_json() and "canary" not in repr(desk) and "canary" not in repr(vars(desk))
+
+
+def test_a_wrong_key_stops_calls_in_flight_and_those_that_wait(server, desk, monkeypatch):
+    "One reason for all rows, though every answer of the server reads otherwise, and nobody waits for what hangs."
+    monkeypatch.delenv("LLMOPS_API_KEY", raising=False)
+    desk.timeout_s = 30
+    start = time.monotonic()
+    errors = desk.generate([f"hang {i}" for i in range(3)] + ["401"] + [f"ticket {i}" for i in range(300)])["error"]
+    assert time.monotonic() - start < 10 and server.times("401") == 1
+    reasons = set(errors[3:]) - {""}
+    assert len(reasons) == 1 and reasons.pop().endswith("Put the key into the variable LLMOPS_API_KEY")
+    assert set(errors[:3]) == set(errors[3:4])
+
+
+CANARY = "sk-canary-0123456789"
+
+
+@pytest.mark.parametrize("prompt", ["key in text", "key in reason", "key in header", "key in html", "key in html, cut", "401", f"the user wrote {CANARY}"])
+def test_the_key_is_in_nothing_that_is_shown_or_kept(server, desk, monkeypatch, tmp_path, caplog, capsys, prompt):
+    "The server gives it back in texts, reasons, headers and broken answers; the user pastes it into a prompt."
+    monkeypatch.setenv("LLMOPS_API_KEY", CANARY)
+    caplog.set_level(logging.DEBUG)
+    cache, desk.retries, moved = CompletionCache(tmp_path / "cache.db"), 0, Endpoint(f"{server.base}/moved#desk", prices={})
+    frame = desk.generate([prompt], cache=cache)
+    assert len(server.bodies) == 1 and server.headers[0]["Authorization"].endswith(CANARY), "otherwise there is nothing to find"
+    shown = [frame.to_json(), frame.to_csv(), repr(desk), repr(vars(desk)), pickle.dumps(desk).decode("latin-1"), moved.generate([prompt], cache=cache).to_json()]
+    try:
+        desk.generate([prompt], cache=cache, on_completion=lambda *_: 1/0)
+    except ZeroDivisionError:
+        shown.append("".join(traceback.TracebackException(*sys.exc_info(), capture_locals=CANARY not in prompt).format()))
+    shown += [caplog.text, *capsys.readouterr()]
+    stored = b"".join(path.read_bytes() for path in tmp_path.rglob("*") if path.is_file())
+    cut = CANARY[:12]  # half a key is a secret too
+    assert cut.encode() not in stored
+    assert [text for text in shown if cut in text] == []
+
+
+def test_a_key_for_one_host_goes_to_that_host(server, desk, monkeypatch):
+    monkeypatch.setenv("LLMOPS_API_KEY", "sk-for-others")
+    monkeypatch.setenv("LLMOPS_API_KEY_127_0_0_1", "sk-for-this")
+    desk.generate(["a"])
+    assert server.headers[0]["Authorization"] == "Bearer sk-for-this"
+
+
+@pytest.mark.parametrize("key", ["sk\nX-Evil: 1", "sk-\u20ac", "sk\0"])
+def test_a_key_that_no_header_can_carry_is_named_and_not_shown(server, desk, monkeypatch, key):
+    try:
+        monkeypatch.setenv("LLMOPS_API_KEY", key)
+    except ValueError:
+        pytest.skip("no variable can hold this")
+    with pytest.raises(ParameterValueError, match="LLMOPS_API_KEY holds a character") as caught:
+        desk.generate(["a"])
+    assert "sk" not in str(caught.value) and server.bodies == []
 
 
 def test_the_key_is_sent_only_to_the_address(server, desk, monkeypatch):
@@ -231,6 +206,132 @@ def test_it_works_inside_a_running_event_loop(desk):
     async def cell():
         return desk.generate(["a"])["completion"][0]
     assert asyncio.run(cell()) == "A"
+
+
+def test_one_prompt_that_is_forbidden_does_not_stop_the_others(desk):
+    desk.concurrency = 1
+    assert desk.generate(["fine", "403 now", "also fine"])["error"].tolist() == ["", "the server said 403: not this one", ""]
+    assert set(desk.generate(["403 first", "never asked"])["error"]) == {"the server said 403: not this one"}
+
+
+def test_as_many_calls_as_the_server_bears(server):
+    "It takes eight at a time and refuses the rest: all are answered, and few were refused."
+    server.capacity = 8
+    desk = Endpoint(f"{server.base}/v1#desk", prices=PRICES, concurrency=64)
+    frame = desk.generate([f"ticket {i}" for i in range(200)])
+    assert (frame["error"] == "").all() and frame["cost"].sum() == pytest.approx(server.billed)
+    assert server.pushed < 200
+
+
+def test_more_calls_at_once_where_all_goes_well(server):
+    desk, server.latency_s = Endpoint(f"{server.base}/v1#desk", prices=PRICES, concurrency=48), 0.2
+    desk.generate([f"ticket {i}" for i in range(240)])
+    assert 32 < server.most_active <= 48
+
+
+def test_calls_that_begin_alike_go_out_one_after_another(server, desk):
+    shots = {name: f"Examples of {name}: " + "x"*300 for name in "abc"}
+    desk.concurrency = 1
+    desk.generate([f"{shots[name]} question {i}" for i in range(4) for name in "abc"])
+    starts = [b["messages"][0]["content"][12] for b in server.bodies]
+    assert "".join(starts) == "aaaabbbbcccc"
+
+
+def test_stopping_ends_calls_that_hang_and_keeps_what_came(server, desk, tmp_path):
+    desk.timeout_s, desk.concurrency, came = 60, 3, []
+    cache, prompts = CompletionCache(tmp_path / "cache.db"), ["hang 1", "hang 2", "fine", "hang 3", "later"]
+    start = time.monotonic()
+    frame = desk.generate(prompts, cache=cache, on_completion=lambda position, c: came.append(position), should_stop=lambda: 2 in came and len(server.bodies) == 4)
+    assert time.monotonic() - start < 10
+    late, never = "stopped while it was being answered", "stopped before it was asked"
+    assert frame["error"].tolist() == [late, late, "", late, never] and came[0] == 2
+    assert cache.stats()["n_answers"] == 1 and not [t for t in threading.enumerate() if t.name == "llmops-endpoint"]
+
+
+def test_an_interrupt_loses_nothing_that_came(server, desk, tmp_path):
+    cache, seen = CompletionCache(tmp_path / "cache.db"), []
+
+    def interrupt(position, completion):
+        seen.append(position)
+        if len(seen) == 5:
+            time.sleep(0.2)  # others come meanwhile, and nobody takes them
+            raise KeyboardInterrupt
+    desk.concurrency = 4
+    with pytest.raises(KeyboardInterrupt):
+        desk.generate([f"ticket {i}" for i in range(200)], cache=cache, on_completion=interrupt)
+    asked, kept = len(server.keys), cache.stats()["n_answers"]
+    assert 5 < kept and asked - 4 <= kept <= asked < 200
+    frame = desk.generate([f"ticket {i}" for i in range(200)], cache=cache)
+    assert (frame["error"] == "").all() and frame["cached"].sum() == kept
+    assert len(server.bodies) <= 204, "what came before the interrupt was not asked again"
+
+
+def test_cached_answers_cost_nothing_and_make_no_call(server, desk, tmp_path):
+    cache, prompts = CompletionCache(tmp_path / "cache.db"), ["a", "b", "a", "400"]
+    first, again = desk.generate(prompts, cache=cache), desk.generate(prompts, cache=cache)
+    assert len(server.bodies) == 4 and server.times("400") == 2, "an answer is kept, a failure is not"
+    assert again["cached"].tolist() == [True, True, True, False] and again["cost"][:3].tolist() == [0, 0, 0]
+    same = ["completion", "prompt_tokens", "completion_tokens", "latency_s", "finish_reason"]
+    assert again[same][:3].equals(first[same][:3])
+    assert not desk.generate(["a"], cache=cache, seed=1)["cached"][0]
+
+
+def test_draws_of_one_prompt_are_asked_for_with_their_own_seeds_beside_cached_ones(server, desk, tmp_path):
+    cache = CompletionCache(tmp_path / "cache.db")
+    desk.generate(["same"]*2, temperature=0.7, seed=5, cache=cache)
+    desk.generate(["same"]*4, temperature=0.7, seed=5, cache=cache)
+    assert sorted(b["seed"] for b in server.bodies) == [5, 6, 7, 8]
+
+
+SCHEMA = {"type": "object", "properties": {"z": {"type": "string"}, "a": {"type": "string"}}}
+
+
+@pytest.mark.parametrize("refuses,formats", [((), ["json_schema"]), (("json_schema",), ["json_schema", "json_object"]),
+                                             (("json_schema", "json_object"), ["json_schema", "json_object", None])])
+def test_the_strictest_form_of_answer_that_the_server_takes(server, desk, refuses, formats):
+    server.refuses, desk.concurrency = refuses, 1
+    frames = [desk.generate([name, name + "2"], schema=SCHEMA) for name in ("one", "two")]
+    sent = [b.get("response_format", {}).get("type") for b in server.bodies]
+    assert sent == formats + formats[-1:]*3, "what was refused once is not tried again"
+    assert all((frame["error"] == "").all() for frame in frames)
+    assert len({h["Idempotency-Key"] for h in server.headers}) == len(server.bodies), "another wording is another question"
+    if not refuses:
+        assert list(server.bodies[0]["response_format"]["json_schema"]["schema"]["properties"]) == ["z", "a"], "models write keys in this order"
+
+
+def test_a_form_that_is_refused_while_many_calls_are_in_flight(server, desk):
+    server.refuses = ("json_schema",)
+    assert (desk.generate([f"ticket {i}" for i in range(40)], schema=SCHEMA)["error"] == "").all()
+    assert {b.get("response_format", {}).get("type") for b in server.bodies[-16:]} == {"json_object"}
+
+
+def test_many_calls_in_flight_learn_the_newer_name_of_the_limit(desk):
+    assert (desk.generate([f"new limit {i}" for i in range(40)])["error"] == "").all()
+
+
+@pytest.mark.parametrize("models,fits", [
+    ({"data": [{"id": "other", "max_model_len": 9}, {"id": "desk", "max_model_len": 10_000}]}, 9_800),
+    ({"data": [{"id": "model.gguf", "meta": {"n_ctx_train": 10_000}}]}, 9_999)])
+def test_what_cannot_fit_is_not_sent(server, desk, models, fits):
+    server.models = models
+    desk.tokenizer = lambda texts, add_special_tokens: {"input_ids": [text.split() for text in texts]}
+    frame = desk.generate(["w "*fits, "w "*(fits + 1)], max_new_tokens=200)
+    assert frame["error"].tolist() == ["", f"too long for the model, which has room for 10,000 tokens: with {fits + 1:,} tokens to read and up to 200 to write"]
+    assert len(server.bodies) == 1 and server.models_asked == 1
+    desk.generate(["w "*50_000], max_new_tokens=200)
+    assert server.models_asked == 1, "it was told once"
+
+
+def test_short_prompts_do_not_ask_for_the_limit(server, desk):
+    desk.generate(["short"])
+    assert server.models_asked == 0
+
+
+def test_what_the_server_finds_too_long_is_asked_once_and_counted(server, desk):
+    server.context = 100
+    error = desk.generate(["word "*100, "fine"])["error"]
+    assert error[0].startswith("too long for the model, at least 62 tokens to read and up to 128 to write: the server said 400: This model's maximum")
+    assert error[1] == "" and len(server.bodies) == 2
 
 
 @pytest.mark.parametrize("name", ["http://host/v1", "https://#model", "https://user:pass@host/v1#model", "ftp://host#model"])
