@@ -164,6 +164,7 @@ def _with_patterns(schema):
     for _, part in list(subschemas(schema)):
         if isinstance(part, dict) and part.get("format") in _FORMATS:
             part["allOf"] = [*part.get("allOf", ()), {"pattern": _FORMATS[part.pop("format")]}]
+        if isinstance(part, dict) and part.get("format") == "hostname": part["maxLength"] = min(253, part.get("maxLength", 253))
     return schema
 
 class Grammar:
@@ -352,7 +353,7 @@ class Answer:
         self.wait, self.home = self.wait - 1, known[1:] if known and known[0] == token else None
         if self.wait > 0 and not too_long: return token
         if self.home is None and not too_long: self.home = self._way_home()
-        if self.home is None and (known or too_long): token = self._take_back(token, known, before, too_long)
+        if self.home is None and (known is not None or too_long): token = self._take_back(token, known, before, too_long)
         self._wait()
         return token
 
