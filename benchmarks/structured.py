@@ -13,11 +13,7 @@ import sys
 import tempfile
 import time
 import warnings
-from decimal import Decimal, localcontext
 from pathlib import Path
-
-import jsonschema
-from jsonschema.validators import validator_for
 
 from llmops_workbench.grammars import Grammar, GrammarError
 from llmops_workbench.helpdesk import QUERY_SCHEMA, generate_helpdesk
@@ -26,23 +22,13 @@ from llmops_workbench.models import LocalModel, decode_rows, encode_messages, im
 
 # In place of this folder, whose profile.py would stand before the library's module of that name, which torch imports.
 sys.path[0] = str(Path(__file__).resolve().parent.parent / "tests")
-from schema_table import REFUSED, SCHEMAS  # noqa: E402
+from schema_table import REFUSED, SCHEMAS, is_valid  # noqa: E402
 from tiny_models import save_model  # noqa: E402
 
 PROMPTS = ["please help", "the printer on floor two is broken"]
 KINDS = {"byte-level BPE": "", "BPE with byte fallback": "fallback", "Unigram": "unigram"}
 # A vocabulary without these letters cannot write the values.
 UNWRITABLE = {("Unigram", "unicode enum"), ("Unigram", "unicode keys")}
-
-
-def is_valid(text, schema):
-    exact = json.loads(json.dumps(schema), parse_float=Decimal)
-    kind = validator_for(exact, default=jsonschema.Draft202012Validator)
-    try:
-        with localcontext(prec=700):
-            return kind(exact, format_checker=kind.FORMAT_CHECKER).is_valid(json.loads(text, parse_float=Decimal))
-    except ValueError:
-        return False
 
 
 def validity(title, model):
@@ -74,34 +60,43 @@ def refused(model):
 
 
 def cost(model, n_rows=32, n_tokens=96, repeats=5):
-    "Milliseconds a token of a full batch, with and without a schema."
+    "Milliseconds a written token with and without a schema, in turns, and how much of it the grammar takes."
+    from llmops_workbench.models import _forbidden
+    torch = import_torch()
     rows = [encode_messages(model.tokenizer, [{"role": "user", "content": text}])
             for text in generate_helpdesk(n_rows=100, seed=7)[0]["text"].head(n_rows).str.slice(0, 160)]
     schema = {"type": "array", "items": SCHEMAS["ticket"], "minItems": 4}
-    draws = import_torch().Generator().manual_seed(0)
-    spent = {"free": [], "constrained": []}
-
-    def choose(logits, live):
-        return sample_ids(logits, import_torch().rand(len(live), generator=draws).tolist(), 1.0, 1.0)
-
-    from llmops_workbench.models import _forbidden
+    draws, spent, shares = torch.Generator().manual_seed(0), {"free": [], "constrained": []}, []
     for _ in range(repeats):
         for name in spent:
-            start, steps = time.perf_counter(), 0
-            grammar = Grammar(model._vocabulary, schema) if name == "constrained" else None
-            answers = [grammar.start(n_tokens) for _ in rows] if grammar else []
+            start, written, inside = time.perf_counter(), 0, 0.0
+            answers = None
+            if name == "constrained":
+                grammar = Grammar(model._vocabulary, schema)
+                answers = [grammar.start(n_tokens) for _ in rows]
+                inside += time.perf_counter() - start
 
-            def pick(logits, live, answers=answers):
-                if not answers:
-                    return choose(logits, live)
-                ids = choose(logits.masked_fill(_forbidden([answers[r] for r in live], logits), float("-inf")), live)
-                return [answers[r].accept(i) for r, i in zip(live, ids)]
-            for _, ids in decode_rows(model.network, rows, [n_tokens]*n_rows, pick, lambda r, ids, answers=answers: bool(answers) and answers[r].is_done):
-                steps += len(ids)
-            spent[name].append(1000*(time.perf_counter() - start)/steps)
-    medians = {name: statistics.median(values) for name, values in spent.items()}
-    return {"rows": n_rows, "vocabulary": len(model.tokenizer), **{f"{k}_ms_per_token": round(v, 4) for k, v in medians.items()},
-            "ratio": round(medians["constrained"]/medians["free"], 2)}
+            def choose(logits, live, answers=answers):
+                nonlocal inside
+                at = time.perf_counter()
+                if answers:
+                    logits = logits.masked_fill(_forbidden([answers[r] for r in live], logits), float("-inf"))
+                    inside += time.perf_counter() - at
+                ids = sample_ids(logits, torch.rand(len(live), generator=draws).tolist(), 1.0, 1.0)
+                at = time.perf_counter()
+                if answers:
+                    ids = [answers[r].accept(i) for r, i in zip(live, ids)]
+                    inside += time.perf_counter() - at
+                return ids
+            for _, ids in decode_rows(model.network, rows, [n_tokens]*n_rows, choose, lambda r, ids, answers=answers: bool(answers) and answers[r].is_done):
+                written += len(ids)
+            spent[name].append(1000*(time.perf_counter() - start)/written)
+            if answers:
+                shares.append((1000*inside/written, inside/(time.perf_counter() - start)))
+    free, constrained = (statistics.median(values) for values in spent.values())
+    return {"rows": n_rows, "vocabulary": len(model.tokenizer), "free_ms_per_token": round(free, 3), "constrained_ms_per_token": round(constrained, 3),
+            "ratio": round(constrained/free, 2), "grammar_ms_per_token": round(statistics.median(m for m, _ in shares), 3),
+            "grammar_share": round(statistics.median(s for _, s in shares), 2)}
 
 
 def gain(model, n_rows):

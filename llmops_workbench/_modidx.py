@@ -1875,6 +1875,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'llmops_workbench/schemas.py'),
                                           'llmops_workbench.schemas._converted': ('schemas.html#_converted', 'llmops_workbench/schemas.py'),
                                           'llmops_workbench.schemas._fault': ('schemas.html#_fault', 'llmops_workbench/schemas.py'),
+                                          'llmops_workbench.schemas._fenced': ('schemas.html#_fenced', 'llmops_workbench/schemas.py'),
                                           'llmops_workbench.schemas._first_violation': ( 'schemas.html#_first_violation',
                                                                                          'llmops_workbench/schemas.py'),
                                           'llmops_workbench.schemas._in_words': ('schemas.html#_in_words', 'llmops_workbench/schemas.py'),

@@ -1,5 +1,22 @@
 """JSON Schemas of every kind, by name, and which of them decoding has to refuse."""
 
+import json
+from decimal import Decimal, localcontext
+
+import jsonschema
+from jsonschema.validators import validator_for
+
+
+def is_valid(text, schema):
+    "What jsonschema says, on numbers as they are written: in binary 0.07 is no multiple of 0.01."
+    exact = json.loads(json.dumps(schema), parse_float=Decimal)
+    kind = validator_for(exact, default=jsonschema.Draft202012Validator)
+    try:
+        with localcontext(prec=700):
+            return kind(exact, format_checker=kind.FORMAT_CHECKER).is_valid(json.loads(text, parse_float=Decimal))
+    except ValueError:
+        return False
+
 
 def obj(required=None, more=False, **properties):
     return {"type": "object", "properties": properties, "required": list(properties) if required is None else required, "additionalProperties": more}
