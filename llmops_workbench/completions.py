@@ -158,7 +158,7 @@ def settled(
     if completion.structured and not find_violation(completion.completion.strip(), schema):
         text, how = completion.completion.strip(), completion.structured
     else: text, how, _ = settle_answer(completion.completion, schema)
-    return replace(completion, completion=text, structured=how, raw_completion="" if text == completion.completion.strip() else completion.completion)
+    return replace(completion, completion=text, structured=how, raw_completion="" if text.strip() == completion.completion.strip() else completion.completion)
 
 # %% ../nbs/08_completions.ipynb #1563ef68
 class Model(ABC):

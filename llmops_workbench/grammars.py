@@ -25,6 +25,38 @@ from .schemas import resolve, subschemas
 class GrammarError(ParameterValueError):
     "A schema or a tokenizer that decoding cannot be held to."
 
+def _pieces(tokenizer, n_vocab, special) -> list:
+    "The bytes of every token where the decoder only joins pieces and turns their mark into a space (T5, XLNet)."
+    state = json.loads(tokenizer.backend_tokenizer.to_str())
+    if (state["decoder"] or {}).get("type") != "Metaspace": raise ValueError(f"the decoder is of the type {(state['decoder'] or {}).get('type')}")
+    texts, mark = tokenizer.convert_ids_to_tokens(list(range(min(n_vocab, len(tokenizer))))), state["decoder"]["replacement"]
+    return [(text or "").replace(mark, " ").encode() if i not in special else b"" for i, text in enumerate(texts)] + [b""]*(n_vocab - len(texts))
+
+class _Words:
+    "What llguidance asks of a tokenizer that it cannot read itself."
+    bos_token_id = None
+    def __init__(self, tokens, special, end):
+        self.tokens, self.special_token_ids, self.eos_token_id = tokens, special, end
+        self.ids, self.longest = {token: i for i, token in reversed(list(enumerate(tokens))) if token}, max(map(len, tokens))
+    def __call__(self, text):
+        "The longest token first; a byte that no token has is left out."
+        text, at, found = text.encode() if isinstance(text, str) else text, 0, []
+        while at < len(text):
+            size = next((n for n in range(min(self.longest, len(text) - at), 0, -1) if text[at:at + n] in self.ids), 0)
+            if size: found.append(self.ids[text[at:at + size]])
+            at += size or 1
+        return found
+
+def _read_words(tokenizer, n_vocab, ends, special):
+    import llguidance.hf
+    try: return llguidance.hf.from_tokenizer(tokenizer, n_vocab=n_vocab, eos_token=ends)
+    # llguidance raises whatever the kind of tokenizer runs into.
+    except Exception as error:
+        try: tokens = _pieces(tokenizer, n_vocab, special)
+        except (ValueError, AttributeError, KeyError): raise GrammarError(explain(f"The tokenizer cannot be read as bytes: {str(error)[:200]}")) from None
+        from llguidance import LLTokenizer, TokenizerWrapper
+        return LLTokenizer(TokenizerWrapper(_Words(tokens, sorted(special), ends[0])), n_vocab=n_vocab, eos_token=ends)
+
 class Vocabulary:
     "The tokens of a model as bytes; `GrammarError` for a tokenizer whose tokens are no pieces of text."
     def __init__(self,
@@ -32,19 +64,18 @@ class Vocabulary:
         n_vocab:int, # Width of the model's scores, which may exceed the tokenizer's entries
         end_ids,     # Tokens that end an answer
     ):
-        import llguidance.hf
-        if not end_ids: raise GrammarError(explain("The tokenizer has no token that ends an answer", "", "Set its eos_token"))
-        try: self.inner = llguidance.hf.from_tokenizer(tokenizer, n_vocab=n_vocab, eos_token=sorted(end_ids))
-        # llguidance raises whatever the kind of tokenizer runs into.
-        except Exception as error: raise GrammarError(explain(f"The tokenizer cannot be read as bytes: {error}")) from None
-        self.end_ids, self.pieces = frozenset(end_ids), [self.inner.decode_bytes([i]) for i in range(n_vocab)]
-        special = set(tokenizer.all_special_ids) | self.end_ids
-        self.byte_ids = {}
+        special = set(tokenizer.all_special_ids) | {i for i, token in getattr(tokenizer, "added_tokens_decoder", {}).items() if token.special}
+        # An end that is also a piece of text is text here: without it some values could not be written.
+        self.end_ids = frozenset(end_ids) & special
+        if not self.end_ids: raise GrammarError(explain("The tokenizer has no special token that ends an answer", "", "Set its eos_token"))
+        self.inner = _read_words(tokenizer, n_vocab, sorted(self.end_ids), special)
+        self.pieces, self.byte_ids = [b"" if i in special else self.inner.decode_bytes([i]) for i in range(n_vocab)], {}
         for i, piece in enumerate(self.pieces):
-            if len(piece) == 1 and i not in special: self.byte_ids.setdefault(piece[0], i)
-        probe = '{"a b": [-1.5e3, true, null], "c\\n": "x, y"}'
-        ids = self.spell(probe)
-        if tokenizer.decode(ids, clean_up_tokenization_spaces=False).strip() != probe:
+            if len(piece) == 1: self.byte_ids.setdefault(piece[0], i)
+        # Where some byte cannot be written, an answer may lead into a dead end at every token.
+        self.is_whole = all(b in self.byte_ids for b in range(0xf5) if b not in (0xc0, 0xc1) and b not in range(0x20))
+        probe = '{"a b": [-1.5e3, true, null], "c": "x, y"}'
+        if tokenizer.decode(self.spell(probe), clean_up_tokenization_spaces=False).strip() != probe:
             raise GrammarError(explain("The tokenizer's tokens do not join to the text that they stand for"))
 
     def spell(self, text) -> list:
@@ -133,6 +164,7 @@ def _with_patterns(schema):
     for _, part in list(subschemas(schema)):
         if isinstance(part, dict) and part.get("format") in _FORMATS:
             part["allOf"] = [*part.get("allOf", ()), {"pattern": _FORMATS[part.pop("format")]}]
+        if isinstance(part, dict) and part.get("format") == "hostname": part["maxLength"] = min(253, part.get("maxLength", 253))
     return schema
 
 class Grammar:
@@ -287,10 +319,12 @@ class Answer:
     ):
         "Write down what may come next; everything, if the grammar gave up."
         if self.matcher.is_error(): bits[:] = -1
-        else: self.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+        else:
+            self.matcher.unsafe_compute_mask_ptr(bits.ctypes.data, bits.nbytes)
+            if not bits.any(): bits[:] = -1
 
     def _wait(self):
-        self.wait = 0 if self.home is None else (self.left - len(self.home)) // (self.grammar.growth if self.proposals else 1)
+        self.wait = 0 if self.home is None or not self.grammar.vocabulary.is_whole else (self.left - len(self.home)) // (self.grammar.growth if self.proposals else 1)
 
     def _way_home(self, more=0):
         "Tokens that complete the answer, None if none are found that fit."
@@ -319,7 +353,7 @@ class Answer:
         self.wait, self.home = self.wait - 1, known[1:] if known and known[0] == token else None
         if self.wait > 0 and not too_long: return token
         if self.home is None and not too_long: self.home = self._way_home()
-        if self.home is None and (known or too_long): token = self._take_back(token, known, before, too_long)
+        if self.home is None and (known is not None or too_long): token = self._take_back(token, known, before, too_long)
         self._wait()
         return token
 

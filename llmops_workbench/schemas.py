@@ -16,6 +16,7 @@ import re
 from collections.abc import Mapping
 from decimal import Decimal, localcontext
 from functools import lru_cache
+from itertools import islice
 from pathlib import Path
 
 from .errors import ParameterValueError, explain
@@ -195,7 +196,7 @@ def find_violation(
     except (ValueError, ArithmeticError) as error: return f"{_NOT_JSON}: {error}"
 
 # %% ../nbs/04_schemas.ipynb #3b4d62e8
-_PAIRS = {'"': '"', "'": "'", "“": "”", "‘": "’", "„": "“", "`": "`"}
+_PAIRS = {'"': '"', "'": "'", "“": "”", "‘": "’", "„": "“"}
 _SKIP = re.compile(r"(?:\s+|//[^\n]*|#[^\n]*|/\*(?:[^*]|\*(?!/))*\*/)*")
 _WORD = re.compile(r"[^\s{}\[\]:,\"'“”‘’]+")
 _LITERALS = {"true": True, "True": True, "false": False, "False": False, "null": None, "None": None}
@@ -296,6 +297,8 @@ def coerce(
 _FENCE = re.compile(r"```[\w-]*[ \t]*\n(.*?)```", re.S)
 _MOST_SEARCHED, _MOST_STARTS = 1_000_000, 32
 
+def _fenced(text): return [match[1].strip() for match in islice(_FENCE.finditer(text), _MOST_STARTS)]
+
 def _values_in(text):
     "Complete JSON objects and lists in a text, each with whether it stands on its own or within something broken; the number of attempts is bounded."
     decoder, at, alone = json.JSONDecoder(parse_constant=_no_constant), 0, True
@@ -308,9 +311,8 @@ def _values_in(text):
 
 def _mended(text):
     "Ways to read a broken text, the likeliest first."
-    fences = _FENCE.findall(text)
     start = min((i for i in (text.find("{"), text.find("[")) if i >= 0), default=0)
-    for part in dict.fromkeys([*fences, text[start:]]):
+    for part in dict.fromkeys([*_fenced(text), text[start:]]):
         try: yield mend(part)
         except (ValueError, RecursionError): pass
 
@@ -327,7 +329,7 @@ def settle_answer(
     if not problem: return whole, "parsed", ""
     if len(whole) > _MOST_SEARCHED: return text, "invalid", f"{problem[:200]} ({len(whole):,} characters are not searched for more)"
     found = list(_values_in(whole))
-    complete = [*(part.strip() for part in _FENCE.findall(whole)), *(part for part, alone in found if alone)]
+    complete = [*_fenced(whole), *(part for part, alone in found if alone)]
     for part in complete:
         against = find_violation(part, schema)
         if not against: return part, "parsed", ""

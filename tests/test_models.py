@@ -401,10 +401,6 @@ def test_the_default_model_comes_from_the_settings(tiny, monkeypatch):
     assert load_model().name == str(tiny)
 
 
-def test_local_models_refuse_a_schema(tiny):
-    with pytest.raises(ParameterValueError, match="cannot enforce a JSON schema"):
-        load_model(str(tiny)).generate(["help"], schema={"type": "object"})
-
 
 # Adapters
 

@@ -1,5 +1,7 @@
 """Random chat models of a few thousand weights, made in a folder of the test."""
 
+import json
+
 from llmops_workbench.models import import_torch, import_transformers
 
 CHAT = ("{% for m in messages %}{{ '<|' + m['role'] + '|>' }}{{ m['content'] }}{{ '<|end|>' }}{% endfor %}"
@@ -23,6 +25,29 @@ def save_tokenizer(folder, chat=True):
     return tokenizer
 
 
+def save_pieces(folder, kind):
+    "A tokenizer of the SentencePiece manner: 'fallback' spells unknown characters as bytes (Llama 2, Gemma), 'unigram' cannot write them (T5)."
+    transformers = import_transformers()
+    from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
+    texts, named = ["the printer on floor two is broken, please help"]*9 + ['{"a": 1, "b": [true, null], "name": "x"}']*3, ["<unk>", "<s>", "</s>"]
+    if kind == "unigram":
+        raw = Tokenizer(models.Unigram())
+        raw.pre_tokenizer, raw.decoder = pre_tokenizers.Metaspace(), decoders.Metaspace()
+        raw.train_from_iterator([*texts, " ".join(map(chr, range(33, 127)))], trainers.UnigramTrainer(vocab_size=180, special_tokens=named, unk_token="<unk>", show_progress=False))
+    else:
+        learnt = Tokenizer(models.BPE(unk_token="<unk>"))
+        learnt.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+        learnt.train_from_iterator(texts, trainers.BpeTrainer(vocab_size=140, special_tokens=named, show_progress=False))
+        state = json.loads(learnt.to_str())["model"]
+        entries = [*named, *(f"<0x{b:02X}>" for b in range(256)), *(w for w, _ in sorted(state["vocab"].items(), key=lambda e: e[1]) if w not in named)]
+        raw = Tokenizer(models.BPE({w: i for i, w in enumerate(entries)}, [tuple(m) for m in state["merges"]], unk_token="<unk>", byte_fallback=True, fuse_unk=True))
+        raw.normalizer = learnt.normalizer
+        raw.decoder = decoders.Sequence([decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)])
+    tokenizer = transformers.PreTrainedTokenizerFast(tokenizer_object=raw, unk_token="<unk>", bos_token="<s>", eos_token="</s>")
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
 def architectures():
     "Name -> a small configuration, given the size of the vocabulary; the kinds differ in how they know positions."
     t = import_transformers()
@@ -41,13 +66,13 @@ def architectures():
     }
 
 
-def save_model(folder, kind="llama", seed=0, chat=True):
-    "A random model of that architecture with its tokenizer; the same seed gives the same weights."
+def save_model(folder, kind="llama", seed=0, chat=True, pieces=""):
+    "A random model of that architecture with its tokenizer (as of `save_pieces` where named); the same seed gives the same weights."
     torch, transformers = import_torch(), import_transformers()
-    tokenizer = save_tokenizer(folder, chat)
+    tokenizer = save_pieces(folder, pieces) if pieces else save_tokenizer(folder, chat)
     torch.manual_seed(seed)
     network = transformers.AutoModelForCausalLM.from_config(architectures()[kind](len(tokenizer)))
     # A random model hardly ever says <|end|>; with many ends its completions differ in length as real ones do.
-    network.generation_config.eos_token_id = [1, *range(5, len(tokenizer), 12)]
+    network.generation_config.eos_token_id = 2 if pieces else [1, *range(5, len(tokenizer), 12)]
     network.save_pretrained(folder)
     return folder
