@@ -159,12 +159,14 @@ def draw_queries(
     rng,           # numpy Generator
 ) -> list[dict]:   # chosen, sql; each with rows of its own
     "Different queries of one skeleton whose results all differ."
-    names, found, seen = list(dict.fromkeys(re.findall(r"\{(\w+)\}", skeleton["sql"]))), [], set()
+    names, found, seen, tried = list(dict.fromkeys(re.findall(r"\{(\w+)\}", skeleton["sql"]))), [], set(), set()
     for _ in range(40*n):
         chosen = {name: slots[name][int(rng.integers(len(slots[name])))] for name in names}
         columns = [chosen[name][0] for name in ("filter", "other", "column") if name in chosen]
         if len(set(columns)) < len(columns) or "rating" in columns and "rating" in skeleton["sql"]: continue
-        rows = tuple(connection.execute(sql := fill_query(skeleton["sql"], chosen)).fetchall())
+        if (sql := fill_query(skeleton["sql"], chosen)) in tried: continue
+        tried.add(sql)
+        rows = tuple(connection.execute(sql).fetchall())
         if not 0 < len(rows) <= 200 or not any(row[-1] not in (0, None) for row in rows) or rows in seen: continue
         if (turned := re.sub(r", ([\w.]+)( LIMIT \d+)$", r", \1 DESC\2", sql)) != sql and tuple(connection.execute(turned).fetchall()) != rows: continue
         seen.add(rows)
