@@ -25,7 +25,8 @@ def wilson(
 ) -> tuple[float, float]:  # (low, high); NaN where nothing was counted
     "The score interval of a rate (Wilson 1927); `ParameterValueError` for more successes than trials."
     from scipy.stats import norm
-    if not 0 <= successes <= n: raise ParameterValueError(explain(f"There are {successes:g} successes in {n} trials", "They lie between 0 and the number of trials"))
+    if not 0 <= successes <= n:
+        raise ParameterValueError(explain(f"There are {successes:g} successes in {n} trials", "They lie between 0 and the number of trials"))
     if not n: return math.nan, math.nan
     z, rate = norm.ppf((1 + confidence)/2), successes/n
     centre, half = (rate + z*z/(2*n))/(1 + z*z/n), z/(1 + z*z/n)*math.sqrt(rate*(1 - rate)/n + z*z/(4*n*n))
