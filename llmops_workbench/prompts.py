@@ -136,7 +136,7 @@ def _messages(parts) -> list[dict]: return [{"role": turn[0][0], "content": "".j
 @dataclass(frozen=True)
 class Rendering:
     "A conversation for one row, and what in it came from where."
-    parts:list # For each message a list of (role, kind, text): literal, partial, value, or shot for what a worked example says
+    parts:list # For each message a list of (role, kind, text): literal (a Jinja include too), partial, value, or shot for all of a worked example
     flags:list # Role markers in values and hidden characters anywhere, as they were found
 
     @property
