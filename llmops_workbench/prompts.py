@@ -144,7 +144,7 @@ class Rendering:
 
 def _fill(prompt, requests) -> list:
     "The parts of each (template, row, where, whether it is a worked example), or its `ParameterValueError`."
-    known = {text: template_parts(text, prompt.partials) if prompt.syntax == "fields" else prompt.variables_of(text) for text, *_ in requests if text is not None}
+    known = {text: template_parts(text, prompt.partials) if prompt.syntax == "fields" else prompt.variables_of(text) for text in {text for text, *_ in requests} - {None}}
     filled, later = [], []
     for text, row, where, shot in requests:
         # A worked example written by hand may use the names of the fields.
