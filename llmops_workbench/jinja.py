@@ -82,8 +82,7 @@ def _parse(env, text, called):
     try: return env.parse(text)
     except TemplateError as error:
         raise ParameterValueError(explain(f"{called} is no Jinja: line {getattr(error, 'lineno', 1)}: {error.message}", "", "Correct it, or set syntax to 'fields'")) from None
-    except (RecursionError, ValueError, MemoryError) as error:
-        raise ParameterValueError(explain(f"{called} cannot be read: {type(error).__name__}", "", "Write it with less nesting")) from None
+    except ValueError as error: raise ParameterValueError(explain(f"{called} cannot be read: {str(error)[:200]}")) from None
 
 def _refuse(tree, called):
     "Say no to what reaches for insides or for other templates."
@@ -117,25 +116,27 @@ def _included(tree, partials, called) -> list:
 def check_jinja(
     template:str,            # Jinja2 text
     partials:dict|None=None, # Name -> text that {% include "name" %} takes in
-) -> list[str]:              # The variables it asks for, in the order of the alphabet
+) -> list[str]:              # The variables it asks for, in order
     "Read a template without running it; `ParameterValueError` says what is wrong, or what it may not do."
-    from jinja2 import meta, nodes
+    from jinja2 import TemplateError, meta, nodes
     partials = partials or {}
-    env, variables, given, done = _environment(partials, run=False), set(), set(), set()
+    env, variables, given, done = _environment(partials, run=False), {}, set(), set()
     def visit(text, called, path):
         tree = _parse(env, text, called)
         _refuse(tree, called)
         try: asked = meta.find_undeclared_variables(tree)
-        except Exception as error: raise ParameterValueError(explain(f"{called} cannot be compiled: {str(error)[:200]}")) from None
+        except TemplateError as error: raise ParameterValueError(explain(f"{called} cannot be compiled: {str(error)[:200]}")) from None
         # What the template sets is there for the partials it takes in.
-        variables.update(asked - given)
-        given.update(n.name for n in tree.find_all(nodes.Name) if n.ctx != "load")
+        names = list(tree.find_all(nodes.Name))
+        variables.update(dict.fromkeys(n.name for n in names if n.name in asked - given))
+        given.update(n.name for n in names if n.ctx != "load")
         for name in _included(tree, partials, called):
             if name in path: raise ParameterValueError(explain(f"The partial '{name}' takes in itself: {' > '.join([*path[path.index(name):], name])}", "", "Leave one of them out"))
             if name not in done: visit(partials[name], f"The partial '{name}'", (*path, name))
             done.add(name)
-    visit(template, "The template", ())
-    return sorted(variables)
+    try: visit(template, "The template", ())
+    except RecursionError: raise ParameterValueError(explain(f"The template {template[:40]!r} is nested too deeply", "", "Write it with fewer brackets, filters or blocks inside one another")) from None
+    return list(variables)
 
 # %% ../nbs/04_jinja.ipynb #10091099
 def _limit_memory(n_bytes) -> str:
@@ -200,7 +201,8 @@ class _Child:
         self.errors = tempfile.TemporaryFile()
         self.process = subprocess.Popen([sys.executable, "-B", "-c", _CODE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=self.errors, env=env, cwd=tempfile.gettempdir())
         self.answers, self.cpu_s = queue.SimpleQueue(), 0.0
-        threading.Thread(target=self._listen, daemon=True).start()
+        self.listener = threading.Thread(target=self._listen, daemon=True)
+        self.listener.start()
         first = self.ask({"partials": partials, "memory_bytes": memory_bytes}, 60)
         if "refused" in first and not first["refused"]: return
         self.close()
@@ -241,7 +243,8 @@ class _Child:
     def close(self):
         self.process.kill()
         self.process.wait()
-        for pipe in (self.process.stdin, self.errors):
+        self.listener.join(5)
+        for pipe in (self.process.stdin, self.process.stdout, self.errors):
             try: pipe.close()
             except OSError: pass  # what was still to be written has nobody to read it
 
@@ -255,9 +258,9 @@ def as_values(
 def _plain(value):
     if isinstance(value, (str, bool, int)): return value
     if hasattr(value, "tolist") and not isinstance(value, float): value = value.tolist()  # numpy's numbers and arrays
-    if value is None or str(value) in ("nan", "NaT", "<NA>"): return None
     if isinstance(value, dict): return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)): return [_plain(item) for item in value]
+    if value is None or str(value) in ("nan", "NaT", "<NA>"): return None
     return value if isinstance(value, (str, bool, int, float)) else str(value)
 
 def render_jinja(

@@ -138,7 +138,7 @@ def _messages(parts) -> list[dict]: return [{"role": turn[0][0], "content": "".j
 @dataclass(frozen=True)
 class Rendering:
     "A conversation for one row, and what in it came from where."
-    parts:list # For each message a list of (role, kind, text): literal, partial, value, or shot for what a worked example says
+    parts:list # For each message a list of (role, kind, text): literal (a Jinja include too), partial, value, or shot for all of a worked example
     flags:list # Role markers in values and hidden characters anywhere, as they were found
 
     @property
@@ -146,7 +146,7 @@ class Rendering:
 
 def _fill(prompt, requests) -> list:
     "The parts of each (template, row, where, whether it is a worked example), or its `ParameterValueError`."
-    known = {text: template_parts(text, prompt.partials) if prompt.syntax == "fields" else prompt.variables_of(text) for text, *_ in requests if text is not None}
+    known = {text: template_parts(text, prompt.partials) if prompt.syntax == "fields" else prompt.variables_of(text) for text in {text for text, *_ in requests} - {None}}
     filled, later = [], []
     for text, row, where, shot in requests:
         # A worked example written by hand may use the names of the fields.

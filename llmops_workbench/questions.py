@@ -36,6 +36,7 @@ def group_references(
 ) -> pd.DataFrame:     # A row an example: example_id, task, prompt, references and the columns of its first row
     "One example for each task and prompt, with every answer that is on record."
     rows = rows.drop(columns="example_id", errors="ignore").rename(columns={"id": "example_id"})
+    rows = rows.sort_values("example_id", key=lambda ids: ids.astype("str"), kind="stable")
     keys = rows.groupby(["task", "prompt"], sort=False)
     references = keys["completion"].agg(lambda texts: list(dict.fromkeys(texts)))
     first = rows.drop_duplicates(["task", "prompt"]).set_index(["task", "prompt"])
@@ -140,7 +141,7 @@ def collect_questions(
     return Questions(draw(group_references(asked), n_examples, seed), pool[pool["clean"] & ~seen], chosen[["task", "prompt"]], left_out, material.dataset)
 
 # %% ../nbs/09_questions.ipynb #4f8097b1
-LOOKED_THROUGH = 10_000  # Rows of the pool at most, drawn by the seed
+LOOKED_THROUGH = 5_000  # Rows of the pool at most, drawn by the seed
 TOO_FEW = 0.1            # Share of them that has to be left before likeness counts as the nature of the texts
 WORDING = 20             # Distinct texts from which on common words at their ends are the wording of a task
 
@@ -217,8 +218,9 @@ def make_cases(
 ) -> pd.DataFrame:       # example_id, task, prompt_name, messages (None if it cannot be asked), prompt, references, schema, role_markers, error
     "Every prompt for every example it is for; `MissingColumnError` for a field that is no column."
     cases, drawn, asked = [], {}, questions.examples.to_dict("records")
+    columns = sorted(questions.examples.columns, key=lambda c: c not in questions.dataset.frame)  # the source's own first
     for prompt in prompts:
-        check_columns(prompt, questions.examples.columns, f"The dataset '{questions.dataset.name}'")
+        check_columns(prompt, columns, f"The dataset '{questions.dataset.name}'")
         rule = prompt.shots or (None if prompt.examples else shots)
         key = json.dumps([rule, prompt.task])
         if rule and key not in drawn: drawn[key] = choose_shots(questions, rule, prompt.task)

@@ -191,11 +191,13 @@ _HEADING = (f"(?:^|(?<=[{_ENDS}])){_GAP}[ \t]{{0,3}}{_GAP}"
             f"(?:(?i:\\#{{2,3}}[ \t]?(?:Instructions?|Response|System|User|Assistant|Human)(?:[ \t]*:|(?=[ \t]*(?:$|[{_ENDS}]))))"
             "|(?i:\\#{2,3}[ \t]?(?:Input|Output)[ \t]*:)|(?:Human|HUMAN|Assistant|ASSISTANT|System|SYSTEM|USER):(?=\\s|$))")
 _MARKERS = re.compile(f"(?P<heading>{_HEADING})|{_CONTROL}", re.MULTILINE)
+_MAY_HOLD = re.compile("[<\uff1c\\[\uff3b#]|(?:Human|HUMAN|Assistant|ASSISTANT|System|SYSTEM|USER):")  # every marker has one of these; most texts have none
 
 def find_role_markers(
     text:str, # A value from data
 ) -> list[str]: # The markers in it, without repetitions
     "What in a text looks like the control tokens or turn headings of chat formats."
+    if not _MAY_HOLD.search(text): return []
     return list(dict.fromkeys(match.group().strip() for match in _MARKERS.finditer(text)))
 
 # %% ../nbs/04_templates.ipynb #337cb623
@@ -205,7 +207,7 @@ def neutralise_markers(
     text:str, # A value from data
 ) -> str:     # The same; a control token has a space after its first character, a turn heading "> " before it
     "A text whose role markers are seen and have no power; doing it twice is doing it once."
-    return _MARKERS.sub(_disarm, text)
+    return _MARKERS.sub(_disarm, text) if _MAY_HOLD.search(text) else text
 
 # %% ../nbs/04_templates.ipynb #6408eeda
 _SHOWN = re.compile(r"⟦(?:tags: [^⟧]*|U\+[0-9A-F]{4,6})⟧|[\u2400-\u2421]")
@@ -230,8 +232,9 @@ def guard_parts(
     parts, own = list(parts), {"literal", "partial"}
     found = [sign for kind, text in parts for sign in ([] if kind in own else find_role_markers(text)) + find_hidden(text)]
     if escape: parts = [(kind, text if kind in own else neutralise_markers(text)) for kind, text in parts]
-    ends = list(accumulate(len(text) for _, text in parts))
-    for match in reversed(list(_MARKERS.finditer("".join(text for _, text in parts)))):  # from the end, so that positions stay right
+    whole, ends = "".join(text for _, text in parts), list(accumulate(len(text) for _, text in parts))
+    if not _MAY_HOLD.search(whole): return parts, list(dict.fromkeys(found))
+    for match in reversed(list(_MARKERS.finditer(whole))):  # from the end, so that positions stay right
         touched = parts[bisect_right(ends, match.start()):bisect_left(ends, match.end()) + 1]
         if all(kind in own or not text for kind, text in touched): continue
         found.append(match.group().strip())

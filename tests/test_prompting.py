@@ -14,7 +14,7 @@ from llmops_workbench.metrics import score
 from llmops_workbench.params import parameters_in_cell, parameters_cell, parameters_of
 from llmops_workbench.prompting import plan_grid, run_grid
 from llmops_workbench.prompts import Prompt
-from llmops_workbench.questions import as_examples, choose_shots, collect_questions
+from llmops_workbench.questions import choose_shots, collect_questions
 from llmops_workbench.templates import fill, find_role_markers, render
 
 
@@ -163,10 +163,12 @@ def test_drawn_examples_are_stable():
 
 
 def test_shots_repeat_with_their_seed():
-    pool = as_examples(tickets(), TASKS).frame
-    first = choose_shots(pool, 3, 0)
-    assert first == choose_shots(pool.sample(frac=1, random_state=0), 3, 0) != choose_shots(pool, 3, 1)
-    assert {task: len(rows) for task, rows in first.items()} == {"product": 3, "query": 3}
+    def shown(frame, seed):
+        questions = collect_questions(frame, "test", 0, None, TASKS, None, True, 0)
+        return {e: [row["id"] for row in rows] for e, rows in zip(questions.examples["example_id"], choose_shots(questions, {"rule": "random", "n": 3, "seed": seed}))}
+    first = shown(tickets(), 0)
+    assert first == shown(tickets().sample(frac=1, random_state=0), 0) != shown(tickets(), 1)
+    assert {len(rows) for rows in first.values()} == {3} and {e.split("/")[1] for e in first} == {"product", "query"}
 
 
 # Grids
