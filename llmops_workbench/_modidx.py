@@ -1551,6 +1551,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'llmops_workbench.library._pack': ('library.html#_pack', 'llmops_workbench/library.py'),
                                           'llmops_workbench.library._unpack': ('library.html#_unpack', 'llmops_workbench/library.py'),
                                           'llmops_workbench.library._user': ('library.html#_user', 'llmops_workbench/library.py'),
+                                          'llmops_workbench.library._whole': ('library.html#_whole', 'llmops_workbench/library.py'),
                                           'llmops_workbench.library._wording': ('library.html#_wording', 'llmops_workbench/library.py'),
                                           'llmops_workbench.library.digest_parts': ( 'library.html#digest_parts',
                                                                                      'llmops_workbench/library.py'),

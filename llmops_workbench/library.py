@@ -109,7 +109,9 @@ def _pack(parts, message, tags):
     chunks = {f"llmops.record.{i:04}": record[first:first + _CHUNK] for i, first in enumerate(range(0, len(record), _CHUNK))}
     return {**{str(key): str(value) for key, value in tags.items()}, **chunks, "llmops.digest": digest_parts(parts)}
 
-def _copy(text, limit): return text.encode("utf-8", "replace").decode().replace("\0", "\ufffd")[:limit]
+def _whole(text): return re.sub("[\ud800-\udfff]", "\ufffd", text)  # frames and files hold no half of a surrogate pair
+
+def _copy(text, limit): return _whole(text).replace("\0", "\ufffd")[:limit]
 
 def _mlflow_template(parts):
     "The wording as MLflow's own pages show it, cut where they can take no more."
@@ -138,7 +140,7 @@ def _unpack(found) -> StoredPrompt:
 
 # %% ../nbs/06_library.ipynb #624891d5
 def _check_name(name, what="a prompt"):
-    if not re.fullmatch(r"[A-Za-z0-9_.\-]{1,200}", str(name)):
+    if not isinstance(name, str) or not re.fullmatch(r"[A-Za-z0-9_.\-]{1,200}", name):
         raise ParameterValueError(explain(f"'{str(name)[:80]}' is no name for {what}", "A name has letters from A to Z, digits and _ - ."))
 
 @patch
@@ -152,12 +154,12 @@ def register_prompt(
 ) -> int:                  # The version's number
     "Keep a prompt as the next version of its name; `ParameterValueError` for what is no prompt."
     _check_name(name)
-    parts = prompt_parts(template)
-    kept = _pack(parts, str(message), tags or {})
+    parts, message = prompt_parts(template), _whole(str(message))
+    kept = _pack(parts, message, tags or {})
     with self._turn():
         latest = self._make_name(name)
         if latest and not force and latest.digest == kept["llmops.digest"]: return latest.version
-        return self._add_version(name, _mlflow_template(parts), _copy(str(message), 5000) or None, kept)
+        return self._add_version(name, _mlflow_template(parts), _copy(message, 5000) or None, kept)
 
 @patch
 def _make_name(self:Library, name) -> StoredPrompt|None:
@@ -327,6 +329,6 @@ def diff_prompts(
 ) -> PromptDiff:
     "What changed from one version to another."
     one, other = self.load_prompt(name, a), self.load_prompt(name, b)
-    told = lambda prompt, part: json.dumps(prompt.parts[part], indent=1, ensure_ascii=False) if part in prompt.parts else None
+    told = lambda prompt, part: _whole(json.dumps(prompt.parts[part], indent=1, ensure_ascii=False)) if part in prompt.parts else None
     changed = [(part, before, after) for part in PARTS[2:] if (before := told(one, part)) != (after := told(other, part))]
     return PromptDiff(name, (one.version, other.version), diff_words(_wording(one), _wording(other)), pd.DataFrame(changed, columns=["part", "before", "after"]))
