@@ -142,16 +142,16 @@ def read_verdict(
     data:str="",  # What was judged: a verdict that stands there word for word is a copy
 ) -> tuple:       # (step or None, reason, error)
     "The one verdict in a reply, or why there is none."
-    found = [(value.get(key), value.get("reason"), snippet) for value, snippet in _objects(text) if isinstance(value, dict) and key in value]
-    found = found or [(value, None, line) for value, line in _lines(text, key)]
-    squeezed = " ".join(data.split())
-    read = [(_step(value, steps), reason, " ".join(snippet.split()) in squeezed) for value, reason, snippet in found]
+    found = [(value, snippet) for value, snippet in _objects(text) if key in value]
+    found = found or [({key: value}, line) for value, line in _lines(text, key)]
+    squeezed, theirs = " ".join(data.split()), [value for value, _ in _objects(data)]
+    read = [(_step(value.get(key), steps), value.get("reason"), " ".join(snippet.split()) in squeezed or value in theirs) for value, snippet in found]
     own = [(step, reason) for step, reason, copied in read if not copied]
     chosen = list(dict.fromkeys(step for step, _ in own))
     if not read: return None, "", f"there is no {key} in the reply"
     if not own: return None, "", f"the {key} is only copied from what was judged"
     if len(chosen) > 1: return None, "", f"the reply gives several verdicts: {', '.join(str(step) for step in chosen[:5])}"
-    if chosen[0] is None: return None, "", f"the {key} is not on the scale: {str(found[0][0])[:40]!r}"
+    if chosen[0] is None: return None, "", f"the {key} is not on the scale: {str(found[0][0][key])[:40]!r}"
     return chosen[0], str(own[0][1] or "").strip(), ""
 
 # %% ../nbs/09_judges.ipynb #224561c7
@@ -177,13 +177,15 @@ def ask_judge(
     asked = [i for i, messages in enumerate(conversations) if messages is not None]
     replies = completion_frame([failed(error or "it was not asked") for error in errors])
     if asked:
-        schema = verdict_schema(key, steps) if model.takes_schema else None
+        # Models that say they cannot be held to a schema are asked in words only.
+        schema = verdict_schema(key, steps) if getattr(model, "takes_schema", True) else None
         found = model.generate([conversations[i] for i in asked], schema=schema, **options)
         for column in replies: replies[column] = replies[column].astype("object")
         replies.loc[asked, found.columns] = found.set_axis(asked).astype("object")
     rows = []
     for i, reply in enumerate(replies.to_dict("records")):
-        text = reply["completion"] if isinstance(reply["completion"], str) else ""
+        # As it was written: settling on one JSON value would hide that there are two.
+        text = next((t for t in (reply.get("raw_completion"), reply["completion"]) if isinstance(t, str) and t), "")
         step, reason, error = (None, "", reply["error"]) if reply["error"] else read_verdict(text, key, steps, data[i])
         if error and reply["finish_reason"] == "length": error += ", which was cut at max_new_tokens"
         rows.append({"step": step, "reason": reason, "error": error, "judgement": text, **{c: reply[c] for c in _CALL}})
