@@ -401,7 +401,6 @@ def test_the_default_model_comes_from_the_settings(tiny, monkeypatch):
     assert load_model().name == str(tiny)
 
 
-
 # Adapters
 
 def save_adapter(base, folder, seed=0):
