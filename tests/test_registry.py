@@ -11,6 +11,7 @@ import mlflow
 import pandas as pd
 import pytest
 
+from llmops_workbench.cli import main
 from llmops_workbench.differences import diff_words
 from llmops_workbench.errors import ParameterValueError, SourceFormatError, SourceNotFoundError
 from llmops_workbench.library import MOST_CHARS, PARTS, digest_parts, prompt_parts
@@ -222,8 +223,9 @@ def test_a_real_trace_leads_to_its_prompts_and_back(store):
     assert json.loads(store.client.get_trace(span.trace_id).info.tags["mlflow.linkedPrompts"]) == [{"name": "q", "version": "2"}, {"name": "q", "version": "1"}]
 
 
+@pytest.mark.slow
 def test_registered_frozen_and_run_headlessly_a_prompt_gives_the_same_completions(store):
-    "The circle: what was asked directly, what the workflow notebook asks by alias, and what it asks when the alias has moved."
+    "The circle: what was asked directly, what the workflow notebook asks by alias, and what is asked when the alias has moved."
     first = {"template": "Write the query as JSON. {text}", "schema": {"type": "object"}, "examples": [{"text": "The printer is broken.", "completion": '{"product": "printer"}'}]}
     store.register_prompt("q", first, "with an example")
     store.register_prompt("q", "Query as JSON: {text}", "shorter")
@@ -237,12 +239,12 @@ def test_registered_frozen_and_run_headlessly_a_prompt_gives_the_same_completion
     assert kept["structured"].tolist() == direct.frame["structured"].tolist()
     assert (record.outputs["prompts"], record.prompts) == ({"q": "prompt:q@1"}, {"q": {1: ["q"]}})
     store.set_prompt_alias("q", "production", 2)
-    moved = run_workflow("prompt", {**asked, "prompts": {"q": "prompt:q@production"}})
-    assert store.get_run(moved.run_id).prompts == {"q": {2: ["q"]}}
-    assert store.get_run(moved.run_id).frame()["prompt"].str.startswith("Query as JSON: ").all()
+    moved = run_grid(["starter"], prompts={"q": "prompt:q@production"}, **asked).log(store, "prompt")
+    assert store.get_run(moved).prompts == {"q": {2: ["q"]}}
+    assert store.get_run(moved).frame()["prompt"].str.startswith("Query as JSON: ").all()
     assert store.runs_of_prompt("q", 1)["run_id"].tolist() == [done.run_id]
     versions = store.prompt_versions("q").set_index("version")
-    assert versions["run_id"].tolist() == [moved.run_id, done.run_id] and (versions["latency_s"] > 0).all()
+    assert versions["run_id"].tolist() == [moved, done.run_id] and (versions["latency_s"] > 0).all()
     assert versions.loc[1, "query: valid_json"] == record.frame("scores").set_index("metric")["value"]["valid_json"]
 
 
@@ -251,3 +253,16 @@ def test_pinned_prompts_leave_others_alone(store):
     given = {"a": "{x}", "b": {"template": "prompt:q {x}"}, "c": "prompt:q"}
     assert pin_prompts(given) == ({**given, "c": "prompt:q@1"}, {"c": "prompt:q@1"})
     assert pin_prompts(None) == (None, {}) and read_prompts(given)[1].template == "prompt:q {x}"
+
+
+def test_the_command_lists_compares_and_says_what_is_missing(store, capsys):
+    store.register_prompt("q", "Ticket: {text}", "first")
+    store.register_prompt("q", "A ticket:\x1b[31m {text}")
+    store.set_prompt_alias("q", "production", 1)
+    assert main(["prompts", "q", "--diff", "production", "2"]) == 0
+    out = capsys.readouterr().out
+    assert "[-Ticket-]{+A ticket+}:" in out and "\x1b" not in out
+    assert main(["prompts", "q", "--json"]) == 0 and [each["aliases"] for each in json.loads(capsys.readouterr().out)] == [[], ["production"]]
+    assert main(["prompts"]) == 0 and "production=1" in capsys.readouterr().out
+    assert main(["prompts", "qq"]) == 2 and capsys.readouterr().err.count("\n") == 1
+    assert main(["prompts", "--diff", "1", "2"]) == 2

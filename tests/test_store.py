@@ -297,6 +297,13 @@ def test_a_server_is_a_matter_of_the_address(tmp_path, capfd):
         assert record.frame()["x"].tolist() == [1, 2] and record.text("no.txt") is None and record.notebook is None
         assert store.metric_history(run.run_id, "loss")["value"].tolist() == [0, 1, 2, 3, 4]
         assert store.register_prompt("p", "{x}") == 1 and store.load_prompt("p").template == "{x}"
+        assert store.register_prompt("p", {"template": "{x}\0"*30_000, "schema": {"type": "object"}}) == 2
+        store.set_prompt_alias("p", "production", 2)
+        store.link_prompts(run_id, [("p", "production", "mine")])
+        versions = store.prompt_versions("p").set_index("version")
+        assert (versions.loc[2, "aliases"], versions["n_runs"].tolist(), len(store.alias_history("p"))) == (["production"], [1, 0], 1)
+        assert store.load_prompt("p", "production").template == "{x}\0"*30_000 and store.get_run(run_id).prompts == {"p": {2: ["mine"]}}
+        assert store.prompts()["name"].tolist() == ["p"] and len(store.traces_of_prompt("p")) == 0
         (tmp_path/"weights").write_bytes(b"123")
         assert store.register_model("m", tmp_path/"weights") == 1 and store.get_model("m").version == 1
         store.journal.close()
