@@ -2759,6 +2759,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'llmops_workbench/sqlguard.py'),
                                            'llmops_workbench.sqlguard._limit_process': ( 'sqlguard.html#_limit_process',
                                                                                          'llmops_workbench/sqlguard.py'),
+                                           'llmops_workbench.sqlguard._size': ('sqlguard.html#_size', 'llmops_workbench/sqlguard.py'),
                                            'llmops_workbench.sqlguard.address_of': ( 'sqlguard.html#address_of',
                                                                                      'llmops_workbench/sqlguard.py'),
                                            'llmops_workbench.sqlguard.encode': ('sqlguard.html#encode', 'llmops_workbench/sqlguard.py'),

@@ -14,6 +14,7 @@ import json
 import math
 import re
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pandas as pd
@@ -24,9 +25,9 @@ from .settings import Settings
 from .sqlite import QueryReader, QueryResult, describe_database, run_query
 
 # %% ../nbs/09_databases.ipynb #0e77fc4d
-_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\]\n]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.S)
-_FENCE = re.compile(r"```[ \t]*(\w*)[^\n]*\n(.*?)(?:```|\Z)", re.S)
-_CTE = r'WITH\s+(?:RECURSIVE\s+)?[\w"]+\s*(?:\([^()]*\))?\s+AS\b'
+_QUOTED = re.compile(r"""'(?:[^']|'')*'|"(?:[^"]|"")*"|`[^`]*`|\[[^\[\]\n]*\]|--[^\n]*|/\*.*?(?:\*/|\Z)""", re.S)
+_FENCE = re.compile(r"```[ \t]*(\w*)[^`\n]*\n(.*?)(?:```|\Z)", re.S)
+_CTE = r'WITH\s++(?:RECURSIVE\s++)?[\w"]++\s*+(?:\([^()]*\)\s*+)?AS\b'
 _QUERY = re.compile(rf"\bSELECT\b|\b{_CTE}|\bVALUES\s*\(")
 _STATEMENT = re.compile(rf"""\(*\s*(?:{_CTE}|(?:SELECT|VALUES|INSERT|UPDATE|DELETE|DROP|CREATE|ALTER|ATTACH|DETACH|PRAGMA|VACUUM|REPLACE|EXPLAIN|REINDEX
     |ANALYZE|BEGIN|COMMIT|ROLLBACK|SAVEPOINT|RELEASE)\b)""", re.IGNORECASE | re.VERBOSE)
@@ -63,7 +64,7 @@ def extract_sql(
     if _STATEMENT.match(text): return _first_statements(text).strip()
     codes = [code.strip() for code in re.findall(r"`([^`]+)`", text) if _STATEMENT.match(code.strip())]
     if codes: return _first_statements(codes[0]).strip()
-    start = _QUERY.search(text) or re.compile(rf"(?:^|:)\s*(?=SELECT\b|{_CTE})", re.IGNORECASE | re.MULTILINE).search(text)
+    start = _QUERY.search(text) or re.compile(rf"(?:^|:)[ \t]*+(?=SELECT\b|{_CTE})", re.IGNORECASE | re.MULTILINE).search(text)
     return _first_statements(text[start.start():].lstrip(": \n\t")).strip() if start else ""
 
 # %% ../nbs/09_databases.ipynb #012c7770
@@ -157,10 +158,7 @@ def judge_queries(
         raise ParameterValueError(explain(f"Row {missing} names no database", "SQL is judged by running it", "Pass database, or a column of that name"))
     for place in dict.fromkeys(map(str, databases)):
         with QueryReader(place, most_rows, most_s, settings=settings) as reader:
-            ran = {}
-            def run(sql):
-                if sql not in ran: ran[sql] = reader.run(sql)
-                return ran[sql]
+            run = cache(reader.run)
             for i in (i for i, d in enumerate(databases) if str(d) == place):
                 result = run(sql := extract_sql(answers[i]))
                 reason, match = result.error if sql else "there is no SQL in the answer", None

@@ -99,6 +99,10 @@ def refuse_statement(
     if word in ("SELECT", "WITH", "VALUES"): return ""
     return f"only a SELECT is run, and this begins with {word[:20]}" if word else "there is no statement"
 
+def _size(value) -> int:
+    if isinstance(value, str): return len(value) if value.isascii() else len(value.encode())
+    return len(value) if isinstance(value, bytes) else 8
+
 def read_rows(
     connection:sqlite3.Connection, # From `open_guarded`
     sql:str,            # One query
@@ -118,7 +122,7 @@ def read_rows(
         cursor = connection.execute(sql, values)
         columns = [column[0] for column in cursor.description or ()]
         for row in cursor:
-            spent += sum(len(value) if isinstance(value, str | bytes) else 8 for value in row)
+            spent += sum(map(_size, row))
             if len(rows) >= most_rows or spent > most_bytes: return {"columns": columns, "rows": rows, "truncated": True, "error": ""}
             rows.append(row)
     except (sqlite3.Error, sqlite3.Warning, ValueError, MemoryError, OverflowError) as error:

@@ -460,6 +460,20 @@ def test_what_is_taken_out_of_an_answer(answer, sql):
     assert extract_sql(answer) == sql
 
 
+@pytest.mark.parametrize("text", ["[" * 200_000, "'" * 200_001, '"' * 200_001, "`" * 200_001, "\n" * 200_000, " " * 200_000, "WITH a" + " " * 200_000, "WITH a (" * 30_000,
+                                  "SELECT " * 50_000, "```\n" * 50_000, "(" * 200_000, ":" * 200_000, "/*" * 100_000, "<think>" * 50_000, ";\n\n" * 50_000],
+                         ids=lambda text: ascii(text[:8]))
+def test_the_work_of_extraction_grows_with_the_text(text):
+    "Were any pattern quadratic, one of these would take minutes."
+    for wrapped in (text, f"x {text}", f"SELECT 1 {text}"):
+        assert isinstance(extract_sql(wrapped), str)
+
+
+def test_long_texts_of_several_bytes_a_letter_come_back(desk):
+    result = run_query(desk, "SELECT replace(printf('%2000000d', 1), ' ', '🙂')")
+    assert not result.error and len(result.rows[0][0].encode()) > 7_900_000
+
+
 # ------------------------------------------------------------------------------------------------ the sample
 
 
