@@ -1429,6 +1429,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'llmops_workbench/judges.py'),
                                          'llmops_workbench.judges.with_labels': ('judges.html#with_labels', 'llmops_workbench/judges.py')},
             'llmops_workbench.labeling': { 'llmops_workbench.labeling.Labels': ('labeling.html#labels', 'llmops_workbench/labeling.py'),
+                                           'llmops_workbench.labeling.Labels.answered': ( 'labeling.html#labels.answered',
+                                                                                          'llmops_workbench/labeling.py'),
                                            'llmops_workbench.labeling.Labels.done': ( 'labeling.html#labels.done',
                                                                                       'llmops_workbench/labeling.py'),
                                            'llmops_workbench.labeling.Labels.figure': ( 'labeling.html#labels.figure',

@@ -118,11 +118,14 @@ class Labels(Result):
         "Ids of rows that need nothing more: decided by the annotator, or by anybody where none is named."
         who = self.asked["annotator"]
         return set(self.decisions.loc[self.decisions["annotator"] == who, "row_id"] if who else self.decisions["row_id"])
+    @property
+    def answered(self) -> pd.DataFrame:
+        "The rows that need nothing more: whoever has still to answer a row does not read here what others said of it."
+        return self.frame[self.frame["row_id"].isin(self.done())].reset_index(drop=True)
     def tables(self):
-        shown = self.frame[self.frame["state"] != "left"].drop(columns=["output", "other_output"])
         counts = pd.DataFrame(self.summary["distribution"].items(), columns=["answer", "rows"])
         reasons = pd.DataFrame(self.summary["skip_reasons"].items(), columns=["reason", "rows"])
-        tables = {"Answers": counts, "Skipped": reasons, "Rows": shown if len(shown) else self.frame[["row_id", "input", "state"]].head(5), "Rejected rows": self.rejected}
+        tables = {"Answers": counts, "Skipped": reasons, "Rows": self.answered.drop(columns=["output", "other_output"]), "Rejected rows": self.rejected}
         return {name: frame for name, frame in tables.items() if len(frame)}
     def words(self): return _words(self)
     def figures(self): return ("answers",)
@@ -130,16 +133,16 @@ class Labels(Result):
 
 def _words(labels):
     s = labels.summary
-    lines = [f"{s['queue']}: {s['n_labelled']:,} of {s['n_rows']:,} rows of {s['dataset']} are labelled, {s['n_left']:,} are left."]
-    if s["n_skipped"]: lines.append(f"{s['n_skipped']:,} were skipped: {', '.join(f'{reason} ({n:,})' for reason, n in s['skip_reasons'].items())}.")
-    if s["n_disputed"]: lines.append(f"On {s['n_disputed']:,} the annotators disagree, and as many say one as the other.")
+    lines = [f"{s['queue']}: {s['n_labelled']:,} of {s['n_rows']:,} rows of {s['dataset']} labelled, {s['n_left']:,} left."]
+    if s["skip_reasons"]: lines.append(f"Skipped: {', '.join(f'{reason} ({n:,})' for reason, n in s['skip_reasons'].items())}.")
+    if s["n_disputed"]: lines.append(f"Disputed: {s['n_disputed']:,}, of which as many people say one thing as another.")
     if s["n_overlap"]:
         number = "all said the same throughout, so it cannot be told from chance" if s["alpha"] is None else f"Krippendorff's alpha is {s['alpha']:.2f}"
         kappa = "" if s["kappa"] is None else f", Cohen's kappa {s['kappa']:.2f}"
-        lines.append(f"{s['n_overlap']:,} rows have answers of several people: {number}{kappa}.")
-    if s["n_stale"]: lines.append(f"{s['n_stale']:,} answers are about a text that has changed since; they do not count.")
-    if s["n_other"]: lines.append(f"{s['n_other']:,} answers are none of the labels now offered.")
-    if s["n_rejected"]: lines.append(f"{s['n_rejected']:,} rows cannot be asked about.")
+        lines.append(f"Answered by several people: {s['n_overlap']:,}; {number}{kappa}.")
+    if s["n_stale"]: lines.append(f"Answers that do not count, since the text has changed: {s['n_stale']:,}.")
+    if s["n_other"]: lines.append(f"Answers that are none of the labels now offered: {s['n_other']:,}.")
+    if s["n_rejected"]: lines.append(f"Rows that cannot be asked about: {s['n_rejected']:,}.")
     return lines
 
 def _figure_answers(labels):

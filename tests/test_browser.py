@@ -337,3 +337,72 @@ def test_a_recipe_is_clicked_together_undone_frozen_and_run_headlessly(project, 
     assert done.returncode == 0, done.stderr[-2000:]
     again = {path.stem for path in (other / "snapshots").glob("*.parquet") if path.stem.startswith("helpdesk.")}
     assert len(again) == 3 and again <= snapshots
+
+
+def test_rows_are_labelled_by_keyboard_and_gone_on_with_after_a_restart(project, workspace, chromium, artefacts):
+    change_parameters(project / "feedback.ipynb", guidelines="Printers and screens are hardware.\nWhen two things are broken, take the first.", annotator="ann")
+    with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace)) as (address, token), browser_page(chromium) as page:
+        lab = Lab(page, address, token)
+        lab.open("feedback.ipynb")
+        lab.run_all()
+        assert not lab.errors()
+        desk = page.locator(".llmops-desk:visible")
+        desk.wait_for(timeout=60_000)
+        wait_for_text(page, ".llmops-desk", "0 of 50 decided · row 1")
+        cells = "() => window.jupyterapp.shell.currentWidget.content.widgets.map(cell => cell.model.type + cell.model.sharedModel.getSource())"
+        before = page.evaluate(cells)
+        desk.scroll_into_view_if_needed()
+        page.screenshot(path=str(artefacts / "feedback-1-first.png"))
+
+        # Digits answer, and turn no cell into a heading; in the comment they are text; the way back shows what was said.
+        desk.focus()
+        page.keyboard.press("1")
+        wait_for_text(page, ".llmops-desk", "1 of 50 decided · row 2")
+        page.keyboard.press("c")
+        page.keyboard.type("3 things")
+        page.keyboard.press("Escape")
+        page.keyboard.press("2")
+        wait_for_text(page, ".llmops-desk", "2 of 50 decided · row 3")
+        page.keyboard.press("s")
+        wait_for_text(page, ".llmops-desk", "3 of 50 decided · row 4")
+        page.keyboard.press("ArrowLeft")
+        wait_for_text(page, ".llmops-desk", "You skipped it: cannot tell")
+        page.keyboard.press("ArrowLeft")
+        wait_for_text(page, ".llmops-desk", "You said: software")
+        assert page.locator(".llmops-comment input:visible").input_value() == "3 things"
+        page.get_by_text("So far", exact=True).click()
+        page.locator("td:visible", has_text="cannot tell").first.wait_for(timeout=30_000)
+        desk.scroll_into_view_if_needed()
+        for theme in ("Dark", "Light"):
+            page.evaluate("name => window.jupyterapp.commands.execute('apputils:change-theme', { theme: `JupyterLab ${name}` })", theme)
+            page.wait_for_function("light => document.body.dataset.jpThemeLight === light", arg=str(theme == "Light").lower(), timeout=30_000)
+            page.wait_for_timeout(1000)
+            page.screenshot(path=str(artefacts / f"feedback-2-said-{theme.lower()}.png"))
+        assert page.evaluate(cells) == before
+
+        # Nothing was saved by hand, and nothing is lost.
+        lab.restart_kernel()
+        lab.run_all()
+        wait_for_text(page, ".llmops-desk", "3 of 50 decided · row 4")
+        assert not lab.errors() and not page.refused
+        page.get_by_role("button", name="Take back").wait_for(timeout=30_000)
+        lab.save()
+        assert "2 of 50 rows" in (project / "feedback.ipynb").read_text(encoding="utf-8"), "the saved page shows how far it is to readers without a kernel"
+
+        # A correction is typed over what the answer was, digits and all, and kept without leaving the keyboard.
+        shutil.copy(workflow_folder() / "feedback.ipynb", project / "mend.ipynb")
+        change_parameters(project / "mend.ipynb", kind="correction", output_column="summary", queue="summaries")
+        lab.open("mend.ipynb")
+        lab.run_all()
+        wait_for_text(page, ".llmops-desk", "0 of 50 decided · row 1")
+        page.locator(".llmops-desk:visible").focus()
+        page.keyboard.press("e")
+        page.keyboard.press("Control+A")
+        page.keyboard.type("It takes 1 of 2 steps.")
+        page.keyboard.press("Control+Enter")
+        wait_for_text(page, ".llmops-desk", "1 of 50 decided · row 2")
+        page.keyboard.press("Escape")
+        page.keyboard.press("ArrowLeft")
+        wait_for_text(page, ".llmops-desk", "You said: It takes 1 of 2 steps.")
+        page.screenshot(path=str(artefacts / "feedback-3-corrected.png"))
+        assert not lab.errors()

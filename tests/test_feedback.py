@@ -244,7 +244,7 @@ def test_queues_and_people_are_kept_apart():
     for queue, who, value in (("one", "ann", "x"), ("one", "ben", "y"), ("two", "ann", "y")):
         decide(label(tickets(2), labels=["x", "y"], queue=queue, annotator=who), "T-0", value)
     one = label(tickets(2), labels=["x", "y"], queue="one", annotator="carl")
-    assert one.done() == set() and one.summary["n_disputed"] == 1 and one.summary["alpha"] == 0.0
+    assert one.done() == set() and one.answered.empty and "T-0" not in one.static_html() and one.summary["n_disputed"] == 1 and one.summary["alpha"] == 0.0
     assert label(tickets(2), labels=["x", "y"], queue="two").summary["distribution"] == {"x": 0, "y": 1}
     assert feedback_dataset("category", queue="one").rejected["reason"].tolist() == ["T-0: annotators disagree"]
     assert feedback_dataset("category", queue="two", n_annotators=2).rejected["reason"].tolist() == ["T-0: only 1 of 2 annotators"]

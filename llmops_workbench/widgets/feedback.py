@@ -32,20 +32,18 @@ class Keys(anywidget.AnyWidget):
     function render({ model, el }) {
       el.style.display = "none";
       let desk = null;
+      // Caught on the way down: a text field keeps its keys to itself.
       const onKey = (event) => {
-        const typing = event.target.closest("input, textarea, select");
-        event.stopPropagation();
-        if (event.key === "Escape") { desk.focus(); return; }
-        if (typing) {
-          if (event.key === "Enter" && (event.ctrlKey || event.metaKey)) { typing.dispatchEvent(new Event("change", { bubbles: true })); model.send({ key: "save" }); event.preventDefault(); }
-          else if (event.key === "Enter" && typing.tagName === "INPUT") desk.focus();
-          return;
-        }
-        if (event.ctrlKey || event.metaKey || event.altKey) return;
+        const typing = event.target.closest("input, textarea, select"), modified = event.ctrlKey || event.metaKey || event.altKey;
+        const take = (work) => { work(); event.preventDefault(); event.stopPropagation(); };
+        if (event.key === "Escape") take(() => desk.focus());
+        else if (typing && event.key === "Enter" && (event.ctrlKey || event.metaKey)) take(() => { typing.dispatchEvent(new Event("change", { bubbles: true })); model.send({ key: "save" }); });
+        else if (typing && typing.tagName === "INPUT" && !typing.list && event.key === "Enter") take(() => desk.focus());
+        if (typing || modified) return;
         const field = { c: ".llmops-comment input", e: ".llmops-correction textarea" }[event.key];
-        const key = /^[1-9]$/.test(event.key) ? event.key : KEYS[event.key];
-        if (field) { const found = desk.querySelector(field); if (found) { found.focus(); event.preventDefault(); } return; }
-        if (key) { model.send({ key }); event.preventDefault(); }
+        const key = /^[1-9]$/.test(event.key) ? event.key : KEYS[event.key], found = field && desk.querySelector(field);
+        if (found) take(() => found.focus());
+        else if (key) take(() => model.send({ key }));
       };
       const style = document.createElement("style");
       style.textContent = ".llmops-desk { outline: none; border: 1px solid var(--jp-border-color2, #ccc); border-radius: 3px }"
@@ -54,10 +52,10 @@ class Keys(anywidget.AnyWidget):
         desk = el.closest(".llmops-desk");
         if (!desk) { waiting = requestAnimationFrame(settle); return; }
         desk.tabIndex = 0; desk.setAttribute("data-lm-suppress-shortcuts", "true");
-        desk.addEventListener("keydown", onKey); desk.append(style);
+        desk.addEventListener("keydown", onKey, true); desk.append(style);
       };
       let waiting = requestAnimationFrame(settle);
-      return () => { cancelAnimationFrame(waiting); style.remove(); if (desk) desk.removeEventListener("keydown", onKey); };
+      return () => { cancelAnimationFrame(waiting); style.remove(); if (desk) desk.removeEventListener("keydown", onKey, true); };
     }
     export default { render };
     """
@@ -85,9 +83,10 @@ class Desk:
         self.guidelines = html_widget("")
         self.guidelines.layout = ipywidgets.Layout(flex="1 1 14em", max_width="24em", margin="0 0 0 16px")
         self.answers = ipywidgets.Box([], layout={"flex_flow": "row wrap", "margin": "4px 0"})
-        self.correction = ipywidgets.Textarea(description="correction", rows=4, layout={"width": "auto"}, tooltip="The answer as it should be (E; Ctrl+Enter keeps it)")
+        # Sent when the field is left, so that what is typed always arrives before the key that follows.
+        self.correction = ipywidgets.Textarea(description="correction", rows=4, continuous_update=False, layout={"width": "auto"}, tooltip="The answer as it should be (E; Ctrl+Enter keeps it)")
         self.correction.add_class("llmops-correction")
-        self.comment = ipywidgets.Text(description="comment", placeholder="why, if you like", layout={"width": "28em"}, tooltip="Kept with the next decision (C; Escape leads back)")
+        self.comment = ipywidgets.Text(description="comment", placeholder="why, if you like", continuous_update=False, layout={"width": "28em"}, tooltip="Kept with the next decision (C; Escape leads back)")
         self.comment.add_class("llmops-comment")
         self.reason = ipywidgets.Combobox(value=SKIP_REASONS[0], options=SKIP_REASONS, ensure_option=False, description="reason", layout={"width": "20em"}, tooltip="Why nothing can be said")
         button = lambda text, tip, work: _button(text, tip, lambda _: self.attempt(work))
@@ -95,6 +94,7 @@ class Desk:
         self.undo_button, self.save_button = button("Take back (U)", "Withdraw what you said of this row", self.undo), button("Keep correction", "Ctrl+Enter in the field", self.save)
         below = [ipywidgets.HBox([self.comment, self.skip_button, self.reason], layout={"flex_flow": "row wrap"}),
                  ipywidgets.HBox([self.back_button, self.next_button, self.undo_button, self.status], layout={"align_items": "center"})]
+        self.save_button.layout.align_self = "flex-start"
         left = ipywidgets.VBox([self.progress, self.question, self.text, self.answers, self.correction, self.save_button, *below], layout={"flex": "3 1 30em"})
         self.widget = ipywidgets.HBox([self.keys, left, self.guidelines], layout={"flex_flow": "row wrap", "padding": "8px 12px"})
         self.widget.add_class("llmops-desk")
@@ -112,9 +112,11 @@ class Desk:
         for part in (self.correction, self.save_button): part.layout.display = "" if corrects else "none"
         self.question.value = f'<div style="font-weight:600;font-size:1.1em">{escape(asked["question"])}</div>'
         notes = paragraphs(asked["guidelines"].split("\n")) if asked["guidelines"].strip() else ""
-        self.guidelines.value = f"<b>Guidelines</b>{notes}" if notes else ""
+        self.guidelines.value = f'<div style="{_CLOSE}"><b>Guidelines</b>{notes}</div>' if notes else ""
         self.guidelines.layout.display = "" if notes else "none"
         self.go(self.first_open())
+
+_CLOSE = "line-height:1.45"  # Lines of a text, not rows of controls
 
 def _button(text, tip, on_click):
     button = ipywidgets.Button(description=text, tooltip=tip, layout={"width": "auto"})
@@ -140,7 +142,8 @@ def go(self:Desk, at):
     self.progress.value = f'<progress value="{done}" max="{max(n, 1)}" style="vertical-align:middle"></progress> <b>{done:,} of {n:,}</b> decided · row {at + 1:,}{over}'
     row = self.labels.frame.iloc[at] if n else {"row_id": "", "input": "", "output": "", "other_output": ""}
     answers = {name: row[column] for name, column in (("answer", "output"), ("second answer", "other_output")) if row[column]}
-    self.text.value = row_html({"id": row["row_id"], "text": row["input"], **answers}, "text", list(answers))
+    page = row_html({"id": row["row_id"], "text": row["input"], **answers}, "text", list(answers))
+    self.text.value = f'<div style="{_CLOSE}">{page}</div>'
     for button, (_, value) in zip(self.buttons, self.choices):
         button.button_style = "success" if said and said["kind"] != "skip" and said["value"] == _as_kept(value) else ""
     self.comment.value = said["comment"] if said else ""
@@ -215,7 +218,9 @@ class FeedbackPanel(Panel):
         "What stands on the screen; None before a browser is there."
         return self.live.__dict__.get("kept", {}).get("desk") if self.live else None
 
-    def _so_far(self, labels): return paragraphs(labels.words()) + "".join(table_html(frame, caption, max_rows=10) for caption, frame in labels.tables().items() if caption != "Rejected rows")
+    def _so_far(self, labels):
+        tables = labels.tables()
+        return paragraphs(labels.words()) + "".join(table_html(tables[name], name) for name in ("Answers", "Skipped") if name in tables)
 
     def decided(self, labels):
         "Somebody decided: the result is the queue as it is now."
