@@ -16,7 +16,7 @@ from collections import deque
 
 # %% ../nbs/08_congestion.ipynb #7186e1a1
 _FEWEST = 8  # calls in a round, or chance decides
-_SLOW, _SLOW_S = 3, 0.25 # times the quickest round, and seconds: calls now wait for each other, and more of them would wait longer
+_SLOW, _SLOW_S = 3, 0.25 # times the quickest round, and seconds: calls may be waiting for each other
 
 class Pace:
     "How many calls may be in flight; for one event loop."
@@ -26,7 +26,7 @@ class Pace:
     ):
         self.most, self.limit, self.active = most, float(min(most, first)), 0
         self.n_pushed = 0
-        self._doubling, self._quickest, self._era, self._rest_until, self._waiting = True, None, 0, 0.0, deque()
+        self._doubling, self._quickest, self._trial, self._era, self._rest_until, self._waiting = True, None, None, 0, 0.0, deque()
         self._begin_round()
 
     def _begin_round(self): self._seen, self._pushed, self._latencies = 0, 0, []
@@ -66,9 +66,13 @@ class Pace:
     def _end_round(self):
         share, median = self._pushed/self._seen, statistics.median(self._latencies) if self._latencies else 0.0
         if median: self._quickest = min(median, self._quickest or median)
-        slow = max(_SLOW*(self._quickest or 0.0), _SLOW_S)
+        trial, self._trial = self._trial, None
         if share > 0.25: self._cut(0.5)
-        elif median > slow: self._cut(max(0.5, slow/median))
+        # With half as many in flight they were as slow: the answers are longer, not the queue.
+        elif trial and median > 0.8*trial[1]: self.limit, self._quickest = trial
+        elif median > max(_SLOW*(self._quickest or 0.0), _SLOW_S):
+            self._trial = (self.limit, median)
+            self._cut(0.5)
         elif share <= 0.1: self.limit = min(self.most, self.limit*2 if self._doubling else max(self.limit + 1, self.limit*1.125))
         self._begin_round()
 

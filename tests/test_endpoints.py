@@ -142,12 +142,9 @@ def test_a_key_for_one_host_goes_to_that_host(server, desk, monkeypatch):
     assert server.headers[0]["Authorization"] == "Bearer sk-for-this"
 
 
-@pytest.mark.parametrize("key", ["sk\nX-Evil: 1", "sk-\u20ac", "sk\0"])
+@pytest.mark.parametrize("key", ["sk\nX-Evil: 1", "sk-\u20ac"])
 def test_a_key_that_no_header_can_carry_is_named_and_not_shown(server, desk, monkeypatch, key):
-    try:
-        monkeypatch.setenv("LLMOPS_API_KEY", key)
-    except ValueError:
-        pytest.skip("no variable can hold this")
+    monkeypatch.setenv("LLMOPS_API_KEY", key)
     with pytest.raises(ParameterValueError, match="LLMOPS_API_KEY holds a character") as caught:
         desk.generate(["a"])
     assert "sk" not in str(caught.value) and server.bodies == []
