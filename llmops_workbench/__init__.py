@@ -28,6 +28,7 @@ Modules:
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
+- `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
 - `llmops_workbench.identifiers`: Numbers that belong to one person, told by their check digits from numbers that do not
 - `llmops_workbench.injection`: How much a text looks like an attack on the model that will read it, and by what
