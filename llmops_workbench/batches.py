@@ -190,7 +190,7 @@ class Batch:
         "Scores of what follows `ids`; `seen` says for every token kept, and for the new ones, whether it is real."
         known, places = inspect.signature(self.network.forward).parameters, (seen.cumsum(-1) - 1).clamp(min=0)[:, -ids.shape[1]:]
         given = {"input_ids": ids, "attention_mask": seen, "position_ids": places, "past_key_values": self.past, "use_cache": True, "logits_to_keep": 1}
-        with self.torch.inference_mode(): return self.network(**{k: v for k, v in given.items() if k in known}).logits[:, -1]
+        with self.torch.inference_mode(): return self.network(**{k: v for k, v in given.items() if k in known}).logits[:, -1].float()
 
     def _work_on(self, rows, first, end):
         "Let the layers see some places, from the column `first` on, and write from `end` on."
