@@ -78,6 +78,7 @@ def run_grid(
     clean_only:bool=True,             # Leave out rows known to carry a wrong label
     lowercase:bool=False,             # Ignore case in BLEU, chrF and exact_match
     database:str | None=None,         # What answers in SQL run on: a name or path; None takes the dataset's column database
+    dtype:Literal["auto", "float32", "bfloat16", "float16", "int8"]="auto", # Format local models compute in; auto is what is fast on this machine
     most_cost:Annotated[float, Between(0, None)] | None=None, # Money after which nothing more is asked, in the price table's currency
     most_tokens:Annotated[int, Between(0, None)] | None=None, # Tokens, read and written, after which nothing more is asked
     cache:bool=True,                  # Take answers that were given before to exactly the same question
@@ -205,11 +206,12 @@ def answer(
     on_answer=None,   # Called with (row of the frame, Completion)
 ) -> Grid:
     "Ask and score."
-    parts, stop = [], hooks.get("should_stop")
+    parts, stop, formats = [], hooks.get("should_stop"), {}
     for i, model in enumerate(order.params["models"]):
-        if not (stop and stop()): model = load_model(model) if isinstance(model, str) else model
+        if not (stop and stop()): model = load_model(model, dtype=order.params["dtype"]) if isinstance(model, str) else model
         name = model.name if isinstance(model, Model) else model
         calls = order.calls(name)
+        if getattr(model, "dtype_name", ""): formats[name] = model.dtype_name
         first, report = i*len(calls), on_progress and (lambda n, first=i*len(calls), name=name: on_progress(first + n, order.n_calls, name))
         if isinstance(model, Model):
             got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, c, first=first: on_answer(first + at, c)))
@@ -222,7 +224,7 @@ def answer(
     left_out, dataset = order.questions.left_out, order.questions.dataset.reference
     summary = summarise(frame, scores, dataset=dataset, n_examples=len(order.questions.examples), n_models=len(order.params["models"]),
                         n_prompts=len(order.prompts), n_samplings=len(order.samplings), repeats=order.params["repeats"],
-                        n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
+                        dtypes=formats, n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
     outputs = {"dataset": dataset, **({"prompts": order.stored} if order.stored else {})}
     return Grid(summary, frame, scores, sum_costs(frame), outputs)
 
