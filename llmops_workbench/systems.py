@@ -86,10 +86,11 @@ def _from_run(source):
     from llmops_workbench.store import open_store
     record = open_store().get_run(source.removeprefix("run:"))
     frame = record.frame("frame")
-    keys = [key for key in ("model", "prompt_name") if key in frame]
+    # A grid of one sampling says nothing by its name.
+    keys = [key for key in ("model", "prompt_name", "sampling") if key in frame and (key != "sampling" or frame[key].nunique() > 1)]
     groups = frame.groupby(keys, sort=False, dropna=False) if keys else [((), frame)]
     named = [(dict(zip(keys, key)), rows) for key, rows in groups]
-    return [((key.get("model", ""), key.get("prompt_name", ""), f"run {record.run_id[:6]}"), as_system(rows, f"'{source}'")) for key, rows in named]
+    return [((key.get("model", ""), " · ".join(key[k] for k in ("prompt_name", "sampling") if k in key), f"run {record.run_id[:6]}"), as_system(rows, f"'{source}'")) for key, rows in named]
 
 # %% ../nbs/09_systems.ipynb #e11e51f3
 @dataclass(frozen=True)
