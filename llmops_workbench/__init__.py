@@ -2,6 +2,7 @@
 
 Modules:
 
+- `llmops_workbench.addresses`: Where a store lies, and what to say when it cannot be opened there
 - `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
 - `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second

@@ -13,7 +13,6 @@ __all__ = ['EXPERIMENT', 'Store', 'open_store', 'open_feedback', 'Run']
 # %% ../nbs/06_store.ipynb #0407a4a8
 import functools
 import hashlib
-import importlib.metadata
 import json
 import logging
 import math
@@ -21,15 +20,14 @@ import os
 import re
 import tempfile
 import time
-import urllib.parse
-import urllib.request
 from contextlib import suppress
 from pathlib import Path
 
 import pandas as pd
 from fastcore.basics import patch
 
-from .errors import MissingDependencyError, ParameterValueError, SourceNotFoundError, WorkspaceError, explain, need
+from .addresses import cannot_open, disk_full, files_beside, is_disk_full, local_folder, show_address, sqlite_file
+from .errors import ParameterValueError, SourceNotFoundError, WorkspaceError, explain, need
 from .feedback import FeedbackLog, FeedbackShelf
 from .journal import Journal, replay_journals
 from .locks import file_lock, try_lock
@@ -65,22 +63,13 @@ class _Client:
         def call(*args, **kwargs):
             try: return method(*args, **kwargs)
             except self._error as error:
-                if _is_full(error): raise _full(self._address) from error
+                if is_disk_full(error): raise disk_full(self._address) from error
                 text = str(error).split("\n")[0].split("[SQL")[0][:300]
                 if error.error_code == "RESOURCE_DOES_NOT_EXIST" or text.endswith("not found."): raise SourceNotFoundError(explain(text)) from error
                 if error.error_code == "INVALID_PARAMETER_VALUE": raise ParameterValueError(explain(text)) from error
-                raise WorkspaceError(explain(f"The store at {_shown(self._address)} failed: {text}", "",
+                raise WorkspaceError(explain(f"The store at {show_address(self._address)} failed: {text}", "",
                                              "If the database is busy or away, put that right and try again")) from error
         return call
-
-def _is_full(error): return "disk is full" in str(error)
-
-def _full(address):
-    return WorkspaceError(explain(f"The store at {_shown(address)} failed: the disk is full", "", "Free some space and try again; what it holds is whole"))
-
-def _shown(address):
-    "An address without its password."
-    return f"'{re.sub(r'//[^/@]*@', '//***@', address)}'"
 
 # %% ../nbs/06_store.ipynb #94a9915b
 EXPERIMENT = "llmops_workbench"
@@ -89,7 +78,7 @@ class Store(Registry, FeedbackShelf):
     "Runs, feedback, and the prompts and models of the registry, at one address."
     def __init__(self, settings:Settings):
         self.settings, self.address, self.feedback, self._folder = settings, settings.store, open_feedback(settings), _journal_folder(settings)
-        database, beside = _sqlite_file(self.address), _files_beside(settings)
+        database, beside = sqlite_file(self.address), files_beside(settings)
         self.lock_path = database.with_suffix(".lock") if database else self._folder/"open.lock"
         with file_lock(self.lock_path, timeout_s=120) as lock:
             try:
@@ -97,17 +86,17 @@ class Store(Registry, FeedbackShelf):
                 self.client = _Client(self.address)
             except Exception as error:
                 lock.release(remove=True)  # beside what may be no store at all
-                raise _cannot_open(self.address, error) from error
+                raise cannot_open(self.address, error) from error
             found = self.client.get_experiment_by_name(EXPERIMENT)
             location = found.artifact_location if found else beside.as_uri() if beside else None
             self.experiment_id = found.experiment_id if found else self.client.create_experiment(EXPERIMENT, artifact_location=location)
         # Next to the database file, wherever that was moved or copied to; otherwise where the first to open it decided.
-        self._files = beside if database and beside.exists() else _local_folder(location)
+        self._files = beside if database and beside.exists() else local_folder(location)
         self.journal = Journal(self._folder, self._take_points)
         replay_journals(self._folder, self._take_points)
         replay_outboxes(self.feedback.outbox.folder, self._take_feedback)
 
-    def __repr__(self): return f"Store({_shown(self.address)})"
+    def __repr__(self): return f"Store({show_address(self.address)})"
 
     def flush_traces(self):
         "MLflow writes traces in the background; what is read next is what was there when this was called."
@@ -128,11 +117,6 @@ class Store(Registry, FeedbackShelf):
 # A folder of this address: a run of another would not be found here.
 def _journal_folder(settings, *below): return workspace_dir(settings, "journal", hashlib.sha256(settings.store.encode()).hexdigest()[:12], *below)
 
-def _sqlite_file(address):
-    if not address.startswith("sqlite:///"): return None
-    os.environ.setdefault("MLFLOW_SQLALCHEMYSTORE_POOLCLASS", "NullPool")  # a connection kept open does not survive a fork
-    return Path(address.removeprefix("sqlite:///").partition("?")[0])
-
 def _make_database(database):
     "The tables are made under another name: a first start that a full disk or a signal cuts off leaves no half a store."
     new = database.with_name(f".{database.name}.new")
@@ -144,39 +128,7 @@ def _make_database(database):
     finally:
         for part in parts: part.unlink(missing_ok=True)
 
-def _files_beside(settings):
-    "Where the files of the runs go; None for a server, which has a place of its own."
-    if settings.store.startswith(("http://", "https://")): return None
-    database = _sqlite_file(settings.store)
-    return (database.parent if database else workspace_dir(settings, "store"))/"artifacts"
 
-def _local_folder(location):
-    "The folder that an address of files means; None if they are not on this machine."
-    parts = urllib.parse.urlsplit(location or "none:")
-    return Path(urllib.request.url2pathname(parts.path)) if parts.scheme in ("", "file") else None
-
-# %% ../nbs/06_store.ipynb #b6cad94e
-def _cannot_open(address, error):
-    if _is_full(error): return _full(address)
-    text = str(error).split("[SQL")[0]
-    found = re.search(r"found version (\w+), but expected", text)
-    version = importlib.metadata.version("mlflow")
-    if found and not _knows_schema(found[1]):
-        return WorkspaceError(explain(f"The store at {_shown(address)} was written by a newer MLflow than {version}", "",
-                                      "Upgrade mlflow, or name another store in settings.ini or LLMOPS_STORE"))
-    if found:
-        return WorkspaceError(explain(f"The store at {_shown(address)} was written by an older MLflow than {version}", "",
-                                      f"Make a copy of it, then run: mlflow db upgrade '{address}'"))
-    if isinstance(error, ModuleNotFoundError):
-        return MissingDependencyError(explain(f"The store at {_shown(address)} needs `{error.name}`, which is not installed", "",
-                                              f"Install it with: pip install '{error.name}'"))
-    return WorkspaceError(explain(f"Cannot open the store at {_shown(address)}: {text[:300]}",
-                                  "It is sqlite:///FILE, postgresql://... or the http:// address of an MLflow server",
-                                  "Correct `store` in settings.ini or LLMOPS_STORE"))
-
-def _knows_schema(version):
-    versions = Path(_import_mlflow().__file__).parent/"store"/"db_migrations"/"versions"
-    return any(versions.glob(f"{version}_*.py"))
 
 # %% ../nbs/06_store.ipynb #c2db9b76
 _opened = {}  # Opening takes a moment and panels ask often; a forked child opens its own
