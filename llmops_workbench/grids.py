@@ -94,16 +94,18 @@ class Grid(Result):
         return summarise_repeats(self.frame, list(dict.fromkeys(self.scores["metric"])))
     def leaderboard(self,
         metric:str=None, # A metric of the grid; None takes the first
-    ) -> pd.DataFrame:   # As from `rankings.leaderboard`, with sampling
+    ) -> pd.DataFrame:   # rank, system, metric, value, low, high, n_examples, n_calls, n_unscored; the best first
         "The systems in order, with intervals, and ranks that say which cannot be told apart."
         metric = metric or self.scores["metric"].iloc[0]
-        return leaderboard(self.frame[self.frame["task"].isin(self.scores.loc[self.scores["metric"] == metric, "task"])], metric, SYSTEM)
+        asked = self.frame["task"].isin(self.scores.loc[self.scores["metric"] == metric, "task"])
+        board = leaderboard(self.frame[asked], metric, SYSTEM)
+        return board.assign(system=system_names(board), metric=metric)[["rank", "system", "metric", "value", "low", "high", "n_examples", "n_calls", "n_unscored"]]
 
     def frames(self): return {"scores": self.scores, "costs": self.costs}
     def tables(self):
         if not len(self.scores): return {"Answers": self.frame}
         shown = [c for c in ("example_id", "task", "model", "prompt_name", "sampling", "prompt", "completion", "error") if c in self.frame]
-        board = {"Leaderboard": _told(self.leaderboard())} if self.frame.groupby(SYSTEM).ngroups > 1 and self.scores["value"].notna().any() else {}
+        board = {"Leaderboard": self.leaderboard()} if self.frame.groupby(SYSTEM).ngroups > 1 and self.scores["value"].notna().any() else {}
         repeats = {"Repeats": _told(roll_up(self.repeated, SYSTEM))} if self.frame["repeat"].nunique() > 1 else {}
         return {"Scores": _wide(self.scores), **board, **repeats, "What it took": _told(self.costs), "Answers": _told(self.frame[shown])}
     def figures(self): return ("scores", "tokens")

@@ -175,7 +175,7 @@ class Matrix:
             elif kind == "pick": self.pick(row, system)
             elif kind == "rate" and self.on_rate:
                 self.on_rate(call, bool(message["value"]))
-                self.ratings[call["key"]] = "👍" if message["value"] else "👎"
+                self.ratings[call["key"]] = "rated +" if message["value"] else "rated −"
                 self.turn(self.page)
             elif kind == "correct" and self.on_correct: self.on_correct(call)
 
