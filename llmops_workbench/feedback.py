@@ -152,15 +152,17 @@ class FeedbackLog:
         self.outbox.append(write_line(record))
         return record
 
-    def withdraw(self, feedback_id:str, annotator:str="", comment:str="") -> Feedback:
-        "Take a record back; `SourceNotFoundError` if there is none of this id."
-        found = self.read(history=True)
-        found = found[found["feedback_id"] == feedback_id]
-        if not len(found): raise SourceNotFoundError(explain(f"There is no feedback '{feedback_id}'", "", "See read_feedback for the ids"))
-        row = found.iloc[0]
+    def withdraw(self, record:str|dict, annotator:str="", comment:str="") -> Feedback:
+        "Take back a record, given by its id or as a row of `read`; `SourceNotFoundError` if there is none of this id."
+        row = self._row(record) if isinstance(record, str) else record
         about = {name: row[name] for name in (*TARGET, "source") if name != "prompt_version"}
         version = None if pd.isna(row["prompt_version"]) else int(row["prompt_version"])
-        return self.add(row["kind"], **about, prompt_version=version, annotator=annotator or row["annotator"], comment=comment, replaces=feedback_id, withdrawn=True)
+        return self.add(row["kind"], **about, prompt_version=version, annotator=annotator or row["annotator"], comment=comment, replaces=row["feedback_id"], withdrawn=True)
+
+    def _row(self, feedback_id):
+        found = self.read(history=True, feedback_id=feedback_id)
+        if not len(found): raise SourceNotFoundError(explain(f"There is no feedback '{feedback_id}'", "", "See read_feedback for the ids"))
+        return found.iloc[0]
 
 # %% ../nbs/06_feedback.ipynb #ec27564c
 @patch

@@ -13,6 +13,7 @@ __all__ = ['ANSWERS', 'agreement', 'cohen_kappa', 'Labels', 'label', 'decide', '
 import getpass
 import itertools
 import math
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
@@ -87,16 +88,22 @@ def _counted(rows, decisions, kind):
     kept = decisions[same].drop_duplicates(["annotator", "row_id"], keep="last")
     return kept.reset_index(drop=True), int((~same).sum())
 
+def _verdict(kind, answers, numbers) -> tuple:
+    "State and label of a row: the mean of ratings, the latest correction, else what most people say."
+    if not answers: return "skipped", ""
+    if kind == "rating": return "labelled", f"{sum(numbers)/len(numbers):g}"
+    if kind == "correction": return "labelled", answers[-1]
+    votes = Counter(answers).most_common(2)
+    return ("disputed", "") if len(votes) > 1 and votes[0][1] == votes[1][1] else ("labelled", votes[0][0])
+
 def _settle(rows, decisions, kind) -> pd.DataFrame:
     "Each row with its state and what most people said of it."
-    found = {}
-    for row_id, said in decisions.groupby("row_id", sort=False):
-        answers = said[said["kind"] != "skip"]
-        votes = answers["value"].value_counts()
-        tied = kind != "correction" and kind != "rating" and len(votes) > 1 and votes.iloc[0] == votes.iloc[1]
-        value = answers["value"].iloc[-1] if kind == "correction" and len(answers) else f"{answers['number'].mean():g}" if kind == "rating" else next(iter(votes.index), "")
-        found[row_id] = ("skipped" if not len(answers) else "disputed" if tied else "labelled", "" if tied or not len(answers) else value, len(answers),
-                         ", ".join(said["annotator"]), "; ".join(said.loc[said["kind"] == "skip", "value"]))
+    by_row, found = {}, {}  # plain lists: this runs after every key
+    for row_id, *said in decisions[["row_id", "annotator", "kind", "value", "number"]].itertuples(index=False): by_row.setdefault(row_id, []).append(said)
+    for row_id, said in by_row.items():
+        answers, numbers = [value for _, what, value, _ in said if what != "skip"], [number for _, what, _, number in said if what != "skip"]
+        state, value = _verdict(kind, answers, numbers)
+        found[row_id] = (state, value, len(answers), ", ".join(who for who, *_ in said), "; ".join(value for _, what, value, _ in said if what == "skip"))
     columns = ["state", "label", "n_labels", "annotators", "skip_reason"]
     settled = pd.DataFrame([found.get(row_id, ("left", "", 0, "", "")) for row_id in rows["row_id"]], columns=columns)
     return pd.concat([rows, settled], axis=1).astype({"n_labels": "int64", **dict.fromkeys(("state", "label", "annotators", "skip_reason"), "str")})
@@ -253,7 +260,7 @@ def _with(labels, record) -> Labels:
 def take_back(labels:Labels, row_id:str, annotator:str="") -> Labels:
     "Withdraw what somebody said of a row; the queue as it was where there is nothing to withdraw."
     before = decision_of(labels, row_id, annotator)
-    return labels if before is None else _with(labels, open_feedback().withdraw(before["feedback_id"], before["annotator"]))
+    return labels if before is None else _with(labels, open_feedback().withdraw(before))
 
 def decision_of(labels:Labels, row_id:str, annotator:str="") -> dict|None:
     "What somebody has said of a row so far, as a record; None for nothing."
