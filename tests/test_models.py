@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 from tiny_models import architectures, save_model
 
-from llmops_workbench import checkpoints, models
+from llmops_workbench import batches, checkpoints, formats, models
+from llmops_workbench.batches import group_rows, plan_batches
 from llmops_workbench.errors import ModelNotFoundError, ParameterValueError, SourceFormatError, UserError
 from llmops_workbench.models import LocalModel, decode_rows, encode_messages, load_model, sample_ids
 
@@ -47,15 +48,15 @@ def batched(model, prompts, new_tokens):
     return [found[i] for i in range(len(rows))]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "mistral-sliding", "gpt2", "bloom"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "gpt2", "bloom"])
 @pytest.mark.parametrize("start", ["", LONG_START], ids=["no common start", "common start"])
 def test_greedy_tokens_are_those_of_transformers(tmp_path, kind, start):
     "In float32, batched, left-padded, with finished rows dropped and a shared start computed once."
     model = load_model(str(save_model(tmp_path / kind, kind)))
     prompts = [start + p for p in PROMPTS]
     wanted = one_by_one(model, prompts, 24)
-    assert len({len(ids) for ids in wanted}) > 1, "the prompts have to end at different lengths, or dropping rows is not tried"
-    if model.max_rows > 1:
+    assert len({len(ids) for ids in wanted}) > 1 or kind.startswith("gemma"), "the prompts have to end at different lengths, or dropping rows is not tried"
+    if model.longest_in_batch == sys.maxsize:
         assert batched(model, prompts, 24) == wanted
     frame = model.generate(prompts, max_new_tokens=24)
     assert frame["completion_tokens"].tolist() == [len(ids) for ids in wanted]
@@ -63,9 +64,174 @@ def test_greedy_tokens_are_those_of_transformers(tmp_path, kind, start):
     assert frame["finish_reason"].tolist() == ["stop" if ids[-1] in model.end_ids else "length" for ids in wanted]
 
 
-def test_layers_that_padding_would_disturb_read_one_prompt_at_a_time(tmp_path):
-    sizes = {kind: load_model(str(save_model(tmp_path / kind, kind))).max_rows for kind in ("llama", "mistral", "mistral-sliding")}
-    assert sizes["llama"] > 1 and sizes["mistral"] > 1 and sizes["mistral-sliding"] == 1
+def counting(model):
+    "The shapes of what the network reads from now on."
+    forward, seen = model.network.forward, []
+
+    def counted(*args, **kwargs):
+        seen.append(tuple(kwargs["input_ids"].shape))
+        return forward(*args, **kwargs)
+    counted.__signature__ = inspect.signature(forward)
+    model.network.forward = counted
+    return seen
+
+
+@pytest.mark.parametrize("kind,longest,together", [("llama", sys.maxsize, True), ("gemma3", 200, True), ("mistral-sliding", 8, False), ("gemma2", 0, False),
+                                                   ("qwen3-next", 0, False)])
+def test_layers_that_padding_would_disturb_read_one_prompt_at_a_time(tmp_path, kind, longest, together):
+    model = load_model(str(save_model(tmp_path / kind, kind)))
+    seen = counting(model)
+    model.generate([LONG_START + p for p in PROMPTS], max_new_tokens=4)
+    assert model.longest_in_batch == longest and (max(rows for rows, _ in seen) > 1) == together
+
+
+def test_rows_longer_than_a_window_are_read_alone_and_the_others_together(tmp_path):
+    model = load_model(str(save_model(tmp_path / "gemma3", "gemma3")))
+    prompts = [*PROMPTS, "x"*190, "y"*195]
+    wanted, seen = one_by_one(model, prompts, 24), counting(model)
+    frame = model.generate(prompts, max_new_tokens=24)
+    assert frame["completion"].tolist() == [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in wanted]
+    assert {1, len(PROMPTS)} <= {rows for rows, _ in seen} and max(n for rows, n in seen if rows > 1) < 200
+
+
+def grid(n_starts=3, n_questions=8):
+    "Prompts of a grid: long instructions, each before the same questions, and a few that stand alone."
+    starts = [f"Style {i}. " + LONG_START*2 + "two "*i for i in range(n_starts)]
+    return [start + q for start in starts for q in PROMPTS[:n_questions]] + ["help", "is it broken"]
+
+
+@pytest.mark.parametrize("kind", ["llama", "gemma3", "gpt2", "bloom"])
+@pytest.mark.parametrize("max_rows", [256, 10])
+def test_a_grid_of_several_starts_says_what_its_prompts_say_alone(tmp_path, kind, max_rows):
+    model = load_model(str(save_model(tmp_path / kind, kind)))
+    model.max_rows, prompts = max_rows, grid()
+    wanted = [model.tokenizer.decode(ids, skip_special_tokens=True) for ids in one_by_one(model, prompts, 16)]
+    assert model.generate(prompts, max_new_tokens=16)["completion"].tolist() == wanted
+    assert model.generate(prompts[::-1], max_new_tokens=16)["completion"].tolist() == wanted[::-1]
+
+
+def test_a_start_is_read_once_for_all_its_prompts(tiny):
+    model = load_model(str(tiny))
+    prompts, seen = grid(), counting(model)
+    rows = [encode_messages(model.tokenizer, [{"role": "user", "content": p}]) for p in prompts]
+    model.generate(prompts, max_new_tokens=1)
+    assert sum(n*width for n, width in seen) < sum(map(len, rows))/2
+
+
+def test_prompts_that_grow_out_of_one_another_are_grouped_in_time():
+    "A chain of two thousand prompts, each the start of the next, asks no deeper than Python goes."
+    groups = group_rows([[1]*n for n in range(1, 2000)])
+    assert sum(len(members) for _, members in groups) == 1999
+
+
+def test_groups_hold_every_row_once_and_share_what_they_say():
+    rng = np.random.default_rng(0)
+    for _ in range(50):
+        rows = [rng.integers(0, 2, rng.integers(1, 12)).tolist() for _ in range(rng.integers(1, 30))]
+        groups = group_rows(rows)
+        assert sorted(i for _, members in groups for i in members) == list(range(len(rows)))
+        for shared, members in groups:
+            assert all(rows[i][:shared] == rows[members[0]][:shared] and len(rows[i]) > shared for i in members)
+        planned = plan_batches(rows, 3, token_bytes=1, max_rows=7, cache_bytes=60)
+        assert sorted(i for batch in planned for i in batch) == list(range(len(rows))) and max(map(len, planned)) <= 7
+
+
+def test_a_network_that_leaves_the_start_out_of_its_attention_is_found_out(tiny, monkeypatch):
+    "Instead of answers to half a prompt; alone, the prompts are answered."
+    model = load_model(str(tiny))
+    wanted = model.generate([LONG_START + p for p in PROMPTS], max_new_tokens=4)["completion"].tolist()
+    torch, rows = models.import_torch(), [encode_messages(model.tokenizer, [{"role": "user", "content": LONG_START + p}]) for p in PROMPTS]
+    forgetful = batches.Layer.update
+    monkeypatch.setattr(batches.Layer, "update", lambda self, *given: [t.clone() for t in forgetful(self, *given)])
+    with pytest.raises(RuntimeError):
+        batches.Batch(torch, models.import_transformers(), model.network, rows, 4).read()
+    assert model.generate([LONG_START + p for p in PROMPTS], max_new_tokens=4)["completion"].tolist() == wanted
+
+
+def test_a_near_tie_is_settled_by_reading_the_row_alone(tiny, monkeypatch):
+    "With every choice in doubt each row is read alone; what is said stays the same."
+    model = load_model(str(tiny))
+    wanted = model.generate(PROMPTS, max_new_tokens=12)
+    monkeypatch.setattr(models, "DOUBT", 10.0)
+    seen = counting(model)
+    doubted = model.generate(PROMPTS, max_new_tokens=12)
+    assert doubted["completion"].tolist() == wanted["completion"].tolist()
+    assert [rows for rows, width in seen if width > 1].count(1) >= len(PROMPTS)
+    again = load_model(str(tiny), dtype="bfloat16")
+    seen = counting(again)
+    again.generate(PROMPTS, max_new_tokens=12)
+    assert sum(width > 1 and rows == 1 for rows, width in seen) <= 1, "rounded formats promise nothing and pay nothing"
+
+
+@pytest.mark.parametrize("chosen,doubt,expected", [([1, 0], 0.01, {1}), ([1, 0], 1e-4, set()), ([1, 2], 0.5, {0})])
+def test_close_calls(chosen, doubt, expected):
+    scores = models.import_torch().tensor([[0.0, 1.0, 0.6], [1.0, 0.999, -1.0]])
+    assert models._close_calls(scores, chosen, doubt) == expected
+
+
+# Formats
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16", "int8"])
+@pytest.mark.parametrize("kind", ["llama", "gpt2"])
+def test_every_format_loads_answers_and_says_what_it_is(tmp_path, kind, dtype):
+    model = load_model(str(save_model(tmp_path / kind, kind)), dtype=dtype)
+    frame = model.generate(grid(), max_new_tokens=4)
+    assert model.dtype_name == dtype and (frame["error"] == "").all() and frame["completion"].str.len().max() > 0
+    assert load_model(str(tmp_path / kind), dtype=model.dtype_name).generate(grid(), max_new_tokens=4)["completion"].equals(frame["completion"])
+    assert model.n_parameters == load_model(str(tmp_path / kind)).n_parameters
+
+
+def test_integers_are_close_and_a_row_is_its_own(tiny):
+    torch = models.import_torch()
+    layer, x = torch.nn.Linear(48, 40), torch.randn(2, 9, 48)
+    wanted = layer(x)
+    integers = formats.quantize(torch, torch.nn.Sequential(layer))
+    with torch.inference_mode():
+        found = integers(x)
+        x[0, 0] *= 1000
+        louder = integers(x)
+    assert (found - wanted).abs().max() < 0.03*wanted.abs().max()
+    assert torch.equal(found[0, 1:], louder[0, 1:]) and torch.equal(found[1], louder[1])
+
+
+def test_a_processor_that_multiplies_integers_wrongly_is_refused(tiny, monkeypatch):
+    torch = models.import_torch()
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: torch.zeros(len(a), b.shape[1], dtype=torch.int32))
+    with pytest.raises(ParameterValueError, match="does not multiply 8-bit integers exactly"):
+        load_model(str(tiny), dtype="int8")
+
+
+def test_what_is_fast_is_measured_once(tiny, tmp_path, monkeypatch):
+    "Else the same notebook could compute in another format in the afternoon."
+    monkeypatch.setenv("LLMOPS_WORKSPACE", str(tmp_path / "workspace"))
+    monkeypatch.setattr(models, "faster_format", lambda *a: pytest.fail("small models are not measured"))
+    assert load_model(str(tiny)).dtype_name == "float32"
+    asked = []
+    monkeypatch.setattr(models, "SMALL_BYTES", 0)
+    monkeypatch.setattr(models, "faster_format", lambda torch, network: asked.append(network) or ["bfloat16", "float32"][len(asked) > 1])
+    first, second = load_model(str(tiny)), load_model(str(tiny))
+    assert [first.dtype_name, second.dtype_name, len(asked)] == ["bfloat16", "bfloat16", 1]
+    save_adapter(tiny, tmp_path / "adapter")
+    assert load_model(str(tmp_path / "adapter")).dtype_name == "bfloat16" and len(asked) == 1, "an adapter is as fast as its base"
+    record = next((tmp_path / "workspace" / "cache" / "formats").iterdir())
+    record.write_text("nonsense")
+    assert load_model(str(tiny)).dtype_name == "float32"
+
+
+def test_the_faster_format_is_named_by_what_it_gains():
+    torch = models.import_torch()
+    network = torch.nn.Linear(64, 64)
+    assert formats.faster_format(torch, network, gain=1e9, budget_s=0.01) == "float32"
+    assert formats.faster_format(torch, network, gain=1e-9, budget_s=0.01) == "bfloat16"
+
+
+def test_int8_of_an_adapter_is_that_of_the_merged_model(tiny, tmp_path):
+    network = save_adapter(tiny, tmp_path / "adapter")
+    merged = network.merge_and_unload()
+    merged.save_pretrained(tmp_path / "merged")
+    load_model(str(tiny)).tokenizer.save_pretrained(tmp_path / "merged")
+    found, wanted = (load_model(str(tmp_path / name), dtype="int8").generate(PROMPTS, max_new_tokens=8)["completion"].tolist() for name in ("adapter", "merged"))
+    assert found == wanted != load_model(str(tiny), dtype="int8").generate(PROMPTS, max_new_tokens=8)["completion"].tolist()
 
 
 def test_the_starter_decodes_as_transformers_does():
@@ -81,15 +247,8 @@ def test_the_starter_decodes_as_transformers_does():
 def test_a_finished_row_costs_nothing_more(tiny):
     "The work of a batch is the tokens written, not rows times the longest."
     model = load_model(str(tiny))
-    forward, seen = model.network.forward, []
-
-    def counting(*args, **kwargs):
-        seen.append(kwargs["input_ids"].shape)
-        return forward(*args, **kwargs)
-    counting.__signature__ = inspect.signature(forward)
-    model.network.forward = counting
-    prompts = [LONG_START + p for p in PROMPTS]
-    written = model.generate(prompts, max_new_tokens=24)["completion_tokens"]
+    seen = counting(model)
+    written = model.generate([LONG_START + p for p in PROMPTS], max_new_tokens=24)["completion_tokens"]
     assert written.min() < written.max()
     (one, shared), *steps = seen
     assert one == 1 and shared > 10, "the common start is computed for one row"
@@ -506,4 +665,4 @@ def test_more_threads_have_to_pay():
 
 
 def test_every_architecture_of_these_tests_is_tried():
-    assert set(architectures()) == {"llama", "qwen2", "mistral", "mistral-sliding", "gpt2", "bloom"}
+    assert set(architectures()) == {"llama", "qwen2", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "gpt2", "bloom"}

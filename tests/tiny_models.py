@@ -59,6 +59,13 @@ def architectures():
         "qwen2": lambda n: t.Qwen2Config(vocab_size=n + 8, **llama),
         "mistral": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=None),
         "mistral-sliding": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=8),
+        "gemma3": lambda n: t.Gemma3TextConfig(vocab_size=n, **llama, head_dim=8, sliding_window=200, layer_types=["sliding_attention", "full_attention"]),
+        # Caps its scores, which only the slow attention knows.
+        "gemma2": lambda n: t.Gemma2Config(vocab_size=n, **llama, head_dim=8, sliding_window=200),
+        # Every second layer keeps a state instead of keys and values.
+        "qwen3-next": lambda n: t.Qwen3NextConfig(vocab_size=n, **llama, head_dim=8, layer_types=["linear_attention", "full_attention"], linear_num_key_heads=2,
+                                                  linear_num_value_heads=2, linear_key_head_dim=8, linear_value_head_dim=8, num_experts=4, num_experts_per_tok=2,
+                                                  moe_intermediate_size=16, shared_expert_intermediate_size=16, mlp_only_layers=[0, 1]),
         "gpt2": lambda n: t.GPT2Config(vocab_size=n, n_embd=32, n_layer=2, n_head=4, n_positions=256, initializer_range=0.3,
                                        eos_token_id=1, pad_token_id=0, bos_token_id=None),
         "bloom": lambda n: t.BloomConfig(vocab_size=n, hidden_size=32, n_layer=2, n_head=4, initializer_range=0.3, eos_token_id=1,
