@@ -1492,8 +1492,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'llmops_workbench.labeling._words': ('labeling.html#_words', 'llmops_workbench/labeling.py'),
                                            'llmops_workbench.labeling.agreement': ( 'labeling.html#agreement',
                                                                                     'llmops_workbench/labeling.py'),
-                                           'llmops_workbench.labeling.cohen_kappa': ( 'labeling.html#cohen_kappa',
-                                                                                      'llmops_workbench/labeling.py'),
                                            'llmops_workbench.labeling.decide': ('labeling.html#decide', 'llmops_workbench/labeling.py'),
                                            'llmops_workbench.labeling.decision_of': ( 'labeling.html#decision_of',
                                                                                       'llmops_workbench/labeling.py'),

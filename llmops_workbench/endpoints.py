@@ -154,7 +154,6 @@ def _parse_address(name:str) -> tuple[str, str]:
 
 class Endpoint(Model):
     "A chat model behind an OpenAI-compatible address."
-    takes_schema = True
 
     def __init__(self,
         name:str,              # "https://host/v1#model"

@@ -173,13 +173,11 @@ def ask_judge(
     data:list,          # What is judged in each
     options:dict,       # For `Model.generate`
 ) -> pd.DataFrame:      # step, reason, error, judgement (as written) and what the call took
-    "One judgement a conversation; the model is held to the schema where it can be."
+    "One judgement a conversation; the model is held to a schema where it can be."
     asked = [i for i, messages in enumerate(conversations) if messages is not None]
     replies = completion_frame([failed(error or "it was not asked") for error in errors])
     if asked:
-        # Models that say they cannot be held to a schema are asked in words only.
-        schema = verdict_schema(key, steps) if getattr(model, "takes_schema", True) else None
-        found = model.generate([conversations[i] for i in asked], schema=schema, **options)
+        found = model.generate([conversations[i] for i in asked], schema=verdict_schema(key, steps), **options)
         for column in replies: replies[column] = replies[column].astype("object")
         replies.loc[asked, found.columns] = found.set_axis(asked).astype("object")
     rows = []

@@ -36,8 +36,6 @@ def keys_of(model, prompt, **changed):
         def put(self, key, answer, prompt, cost):
             pass
     wishes = BASE | changed
-    if not model.takes_schema:
-        wishes.pop("schema")
     model.generate([prompt], cache=Watching(), **wishes)
     return seen[0]
 

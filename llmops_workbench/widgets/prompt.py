@@ -152,7 +152,7 @@ class Correction:
 
 # %% ../../nbs/widgets/43_prompt.ipynb #1610ff11
 def read_answer(
-    row:dict,   # A row of `as_answers`
+    row:dict,   # A call, from `matrices.with_outcomes`
 ) -> str:       # HTML
     "An answer with its prompt, its reference and what differs."
     reference = next(iter(row["references"]), None)
