@@ -1120,6 +1120,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'llmops_workbench.models.LocalModel.complete': ( 'models.html#localmodel.complete',
                                                                                           'llmops_workbench/models.py'),
                                          'llmops_workbench.models._auto_dtype': ('models.html#_auto_dtype', 'llmops_workbench/models.py'),
+                                         'llmops_workbench.models._base_of': ('models.html#_base_of', 'llmops_workbench/models.py'),
                                          'llmops_workbench.models._close_calls': ('models.html#_close_calls', 'llmops_workbench/models.py'),
                                          'llmops_workbench.models._draws': ('models.html#_draws', 'llmops_workbench/models.py'),
                                          'llmops_workbench.models._load_network': ( 'models.html#_load_network',
