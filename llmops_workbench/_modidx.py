@@ -1799,6 +1799,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'llmops_workbench.models.LocalModel.fingerprint': ( 'models.html#localmodel.fingerprint',
                                                                                              'llmops_workbench/models.py'),
                                          'llmops_workbench.models._auto_dtype': ('models.html#_auto_dtype', 'llmops_workbench/models.py'),
+                                         'llmops_workbench.models._base_of': ('models.html#_base_of', 'llmops_workbench/models.py'),
                                          'llmops_workbench.models._close_calls': ('models.html#_close_calls', 'llmops_workbench/models.py'),
                                          'llmops_workbench.models._digest_weights': ( 'models.html#_digest_weights',
                                                                                       'llmops_workbench/models.py'),

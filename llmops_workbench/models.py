@@ -331,10 +331,18 @@ def _merge_adapter(network, folder):
 # %% ../nbs/08_models.ipynb #1a052955
 SMALL_BYTES = 40*2**20
 
+def _base_of(folder, settings) -> Path:
+    "The folder itself, or the model under its adapters; the files are looked at and not loaded."
+    above = []
+    while check_model_folder(folder) == "adapter":
+        if folder in above: refuse(folder, "is its own base", "An adapter's base is another model")
+        above.append(folder)
+        folder = find_base(folder, settings)
+    return folder
+
 def _auto_dtype(folder, settings) -> str:
     "The format that pays on this processor; measured for large models once."
-    base = Path(folder)
-    while check_model_folder(base) == "adapter": base = find_base(base, settings)
+    base = _base_of(Path(folder), settings)
     if sum(path.stat().st_size for path in base.glob("*.safetensors")) <= SMALL_BYTES: return "float32"
     return settle_format(import_torch(), read_config(base, "config.json"), settings or load_settings(),
                          lambda: faster_format(import_torch(), _load_network(base, settings, "auto")[0]))
@@ -401,8 +409,4 @@ def check_model(
     if name.startswith(("fake:", "http://", "https://")):
         load_model(name, settings)
         return
-    folder, above = find_model(name, settings), []
-    while check_model_folder(folder) == "adapter":
-        if folder in above: refuse(folder, "is its own base", "An adapter's base is another model")
-        above.append(folder)
-        folder = find_base(folder, settings)
+    _base_of(find_model(name, settings), settings)
