@@ -176,9 +176,9 @@ def test_shots_repeat_with_their_seed():
 def test_every_call_is_a_row():
     grid = run_grid([reader("a"), reader("b")], tickets(), {"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=5, repeats=2)
     assert len(grid.frame) == 2*2*2*5*2 == grid.summary["n_calls"]
-    keys = ["example_id", "model", "prompt_name", "repeat"]
+    keys = ["example_id", "model", "prompt_name", "sampling", "repeat"]
     assert not grid.frame.duplicated(keys).any()
-    assert list(grid.frame.columns[:8]) == ["example_id", "task", "model", "prompt_name", "repeat", "prompt", "completion", "references"]
+    assert list(grid.frame.columns[:9]) == ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "prompt", "completion", "references"]
     assert {"prompt_tokens", "completion_tokens", "latency_s", "cost", "error", "json_match", "rougeL"} <= set(grid.frame)
 
 
@@ -214,7 +214,7 @@ def test_a_model_that_answers_nothing_has_no_score():
 
 def test_grids_repeat(tmp_path):
     model = str(save_model(tmp_path / "tiny"))
-    again = [run_grid([model], tickets(), split="all", tasks=TASKS, n_examples=6, temperature=0.8, repeats=2, seed=4) for _ in range(2)]
+    again = [run_grid([model], tickets(), split="all", tasks=TASKS, n_examples=6, temperature=0.8, repeats=2, seed=4, cache=False) for _ in range(2)]
     assert again[0].summary == again[1].summary
     drop = ["latency_s"]
     pd.testing.assert_frame_equal(again[0].frame.drop(columns=drop), again[1].frame.drop(columns=drop))
@@ -237,6 +237,37 @@ def test_a_schema_goes_to_every_model_and_is_checked_for_all():
     loose = run_grid([ScriptedModel(lambda m: "{}", name="l")], tickets(), prompts, split="all", tasks=tasks, n_examples=2)
     assert loose.summary["scores"]["l"]["query"]["valid_json"] == 0.0
     assert set(loose.frame["structured"]) == {"invalid"} and set(loose.frame["error"]) == {""}
+
+
+def test_a_grid_that_was_run_before_asks_only_what_is_new(tmp_path):
+    "The cache holds every repeat of every sampling, and an answer out of it scores the same."
+    model = str(save_model(tmp_path / "tiny"))
+    given = dict(models=[model], dataset=tickets(), split="all", tasks=TASKS, n_examples=3, repeats=2, max_new_tokens=6, dtype="float32",
+                 samplings={"cold": {}, "hot": {"temperature": 1.0}})
+    first, second = run_grid(prompts={"a": "The {text}"}, **given), run_grid(prompts={"a": "The {text}", "b": "Which? {text}"}, **given)
+    assert not first.frame["cached"].any() and second.frame.groupby("prompt_name")["cached"].all().to_dict() == {"a": True, "b": False}
+    old = second.frame[second.frame["prompt_name"] == "a"].reset_index(drop=True)
+    assert old["completion"].tolist() == first.frame["completion"].tolist()
+    assert second.costs.query("prompt_name == 'a'")["n_cached"].sum() == len(old)
+
+
+def test_a_budget_ends_a_grid_and_every_call_is_still_a_row():
+    grid = run_grid([reader()], tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=0, most_tokens=400, max_new_tokens=8, cache=False)
+    asked = grid.frame["error"] == ""
+    assert len(grid.frame) == 60 and 0 < asked.sum() < 60
+    assert grid.frame.loc[asked, ["prompt_tokens", "completion_tokens"]].to_numpy().sum() <= 400
+    assert grid.frame.loc[~asked, "error"].str.startswith("the budget of 400 tokens is used up").all()
+
+
+def test_a_job_streams_its_answers_and_gives_the_grid_of_the_process(workspace):
+    from llmops_workbench.prompting import collect_grid, launch_grid, read_answers
+    given = dict(models=["fake:upper"], dataset=tickets(), split="all", tasks=TASKS, n_examples=4, repeats=2, metrics=["exact_match", "json_match"])
+    job = launch_grid(**given)
+    grid = collect_grid(job)
+    assert grid.summary == run_grid(**given).summary
+    answers, offset = read_answers(job)
+    assert sorted(a["row"] for a in answers) == list(range(len(grid.frame))) and read_answers(job, offset) == ([], offset)
+    assert {a["row"]: a["completion"] for a in answers} == grid.frame["completion"].to_dict()
 
 
 def test_progress_covers_all_models():
