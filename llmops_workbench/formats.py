@@ -16,7 +16,7 @@ import math
 import platform
 import time
 from collections import Counter
-from functools import cache, partial
+from functools import cache
 from pathlib import Path
 
 from .completions import Model
@@ -49,7 +49,7 @@ def faster_format(
         for (wide, deep), times in shapes.items():
             for name in totals:
                 weight, rows = (torch.ones(n, deep, dtype=getattr(torch, name)) for n in (wide, n_rows))
-                totals[name] += times*_seconds(partial(torch.nn.functional.linear, rows, weight), budget_s/len(shapes)/2)
+                totals[name] += times*_seconds(lambda rows=rows, weight=weight: torch.nn.functional.linear(rows, weight), budget_s/len(shapes)/2)
     return "bfloat16" if totals["bfloat16"]*gain < totals["float32"] else "float32"
 
 # %% ../nbs/08_formats.ipynb #1ba3e958
