@@ -1,12 +1,13 @@
 """A grid of 10 prompts x 50 examples on the CPU, beside transformers: what is written, and how long each takes.
 
-Beside three ways to use transformers: `pipeline()` one call a prompt, as most scripts do, `pipeline(batch_size=16)`, and `generate_batch` with blocks
-and batch as large as the grid. One thread for everybody; sides take turns, and a ratio is that of medians, above 1 where ours is faster. Loading is
+Beside three ways to use transformers: `pipeline()` one call a prompt, as most scripts do, `pipeline(batch_size=16)`, and `generate_batch` with its
+blocks and batches sized for a CPU. One thread for everybody; sides take turns, and a ratio is that of medians, above 1 where ours is faster. Loading is
 left out. In float32 the texts have to be those of single calls in float32, for every prompt asked; of other formats the share of equal texts is told.
 
     python benchmarks/generation.py                             the starter, whole grid
     python benchmarks/generation.py --model llama-40m --every 10   single calls ask every tenth prompt, because all would take an hour
     python benchmarks/generation.py --model smollm-135m --every 50 --bare   without worked examples before the question
+    python benchmarks/generation.py --quality                   what bfloat16 and int8 change in the starter's scores
 
 Models other than the starter have the shape of their namesakes and random weights: they say nothing, and cost what the real ones cost. With one
 thread the time is the processor's, so that neighbours count less. Written to benchmarks/results/generation.json, an entry a model and kind of prompt."""
@@ -26,8 +27,10 @@ sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve()
 os.environ.setdefault("LLMOPS_THREADS", "1")
 
 from llmops_workbench.checkpoints import starter_folder  # noqa: E402
+from llmops_workbench.comparison import compare  # noqa: E402
 from llmops_workbench.helpdesk import generate_helpdesk  # noqa: E402
 from llmops_workbench.models import encode_messages, import_torch, import_transformers, load_local  # noqa: E402
+from llmops_workbench.prompting import run_grid  # noqa: E402
 
 RESULTS = Path(__file__).parent / "results" / "generation.json"
 SHAPES = {"llama-40m": dict(vocab_size=32000, hidden_size=512, num_hidden_layers=8, num_attention_heads=8, num_key_value_heads=8, intermediate_size=1536),
@@ -89,6 +92,28 @@ def ours(model, new_tokens): return lambda chats: model.generate(chats, max_new_
 def same(one, other): return sum(a == b for a, b in zip(one, other))/len(one)
 
 
+def quality(n_examples=100, new_tokens=64):
+    "What a format changes in the starter's answers to the sample data: equal texts, and the score of each task with its interval."
+    models, rows = [load_local("starter", dtype=dtype) for dtype in ("float32", "bfloat16", "int8")], []
+    for model in models:
+        model.name = model.dtype_name
+    frame = run_grid(models, n_examples=n_examples, max_new_tokens=new_tokens).frame
+    for task, answers in frame.groupby("task"):
+        told = {dtype: part["completion"].tolist() for dtype, part in answers.groupby("model", sort=False)}
+        references = answers.loc[answers["model"] == "float32", "references"].tolist()
+        for row in compare(told, references=references, baseline="float32").frame.itertuples():
+            rows.append({"task": task, "format": row.system, "metric": row.metric, "value": row.value, "low": row.low, "high": row.high, "delta": row.delta,
+                         "delta_low": row.delta_low, "delta_high": row.delta_high, "n": n_examples, "texts_equal": same(told[row.system], told["float32"])})
+    return [{name: None if value != value else round(value, 4) if isinstance(value, float) else value for name, value in row.items()} for row in rows]
+
+
+def keep(path, entry):
+    "Take the place of the entry of the same model and kind."
+    known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else []
+    known = [e for e in known if (e["model"], e["kind"]) != (entry["model"], entry["kind"])] + [entry]
+    path.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--model", default="starter", choices=["starter", *SHAPES])
@@ -98,7 +123,10 @@ def main():
     parser.add_argument("--new-tokens", type=int, default=32)
     parser.add_argument("--without", nargs="*", default=[], help="sides to leave out")
     parser.add_argument("--output", type=Path, default=RESULTS)
+    parser.add_argument("--quality", action="store_true", help="the scores of the starter in every format instead")
     args = parser.parse_args()
+    if args.quality:
+        return keep(args.output, {"model": "starter", "kind": "quality on helpdesk", "scores": quality()})
     torch = import_torch()
     clock = time.process_time if torch.get_num_threads() == 1 else time.perf_counter
     with tempfile.TemporaryDirectory() as work:
@@ -133,9 +161,7 @@ def main():
                         "default": round(medians["pipeline one by one, bfloat16"]/medians[f"ours, {default}"], 2)},
              "load_average": round(os.getloadavg()[0], 1), "torch": torch.__version__, "transformers": import_transformers().__version__, "python": platform.python_version()}
     for name, value in entry.items(): print(f"{name}: {json.dumps(value)}")
-    known = json.loads(args.output.read_text()) if args.output.exists() else []
-    known = [e for e in known if (e["model"], e["kind"]) != (entry["model"], entry["kind"])] + [entry]
-    args.output.write_text(json.dumps(known, indent=1) + "\n", encoding="utf-8")
+    keep(args.output, entry)
 
 
 if __name__ == "__main__":
