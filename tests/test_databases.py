@@ -1,7 +1,6 @@
 """Queries nobody has read: what they may not do, what they cost, when two results are the same, and what the sample promises."""
 
 import hashlib
-import inspect
 import itertools
 import math
 import os
@@ -16,7 +15,6 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
-from llmops_workbench import prompting
 from llmops_workbench.completions import ScriptedModel
 from llmops_workbench.databases import compare_results, describe_database, extract_sql, judge_queries, orders_rows, run_query
 from llmops_workbench.datasets import read_dataset
@@ -593,7 +591,6 @@ def test_a_grid_of_sql_is_judged_by_execution(prepared):
     assert digest(path) == before and digest(path)[:12] in found.signatures["sql_match"]
 
 
-@pytest.mark.skipif("database" not in inspect.getsource(prompting.score_cells), reason="run_grid does not hand the database of an example on to score")
 def test_a_grid_scores_sql_by_itself(prepared):
     wordings = {"prepared": "{prompt}", "own": "{schema}\n\nQuestion: {question}"}
     grid = run_grid([_writer(prepared.frame)], "helpdesk-sql", wordings, n_examples=12, max_new_tokens=500, metrics=["sql_match", "valid_sql"])
