@@ -127,6 +127,7 @@ Modules:
 - `llmops_workbench.widgets.feedback`: One row, the answers to choose from, and a key for each
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
+- `llmops_workbench.widgets.following`: Launch it, watch it, stop it; lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered

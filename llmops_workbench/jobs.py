@@ -8,7 +8,7 @@ ends it after the present step and `resume` goes on. Under one `key` only one jo
 
 # %% auto #0
 __all__ = ['FINAL_STATES', 'ACTIVE_STATES', 'find_target', 'process_mark', 'Context', 'run_worker', 'Job', 'start_job',
-           'attach_job', 'find_job', 'list_jobs']
+           'say_duration', 'attach_job', 'find_job', 'list_jobs', 'active_jobs']
 
 # %% ../nbs/07_jobs.ipynb #ab3c91fb
 import hashlib
@@ -274,6 +274,13 @@ def _jobs_dir(root): return Path(root).absolute() if root is not None else works
 def _key_file(root, key): return root/".keys"/f"{hashlib.sha256(key.encode()).hexdigest()[:32]}.json"
 def _key_lock(root, key): return file_lock(_key_file(root, key).with_suffix(".lock"))
 
+# %% ../nbs/07_jobs.ipynb #c35acf30
+def say_duration(
+    seconds:float,
+) -> str:
+    "Seconds in the unit that suits them."
+    return f"{seconds:.0f} s" if seconds < 100 else f"{seconds/60:.1f} min" if seconds < 6000 else f"{seconds/3600:.1f} h"
+
 # %% ../nbs/07_jobs.ipynb #38ea5a8f
 @patch
 def wait(
@@ -415,3 +422,13 @@ def list_jobs(
     rows = [{"name": job.name, **job.status(), "job_id": job.job_id} for job in map(Job, reversed(_job_folders(_jobs_dir(root))))]
     frame = pd.DataFrame(rows, columns=columns)
     return frame.assign(**{name: pd.to_datetime(frame[name], unit="s") for name in ("started", "updated")})
+
+# %% ../nbs/07_jobs.ipynb #507a6a03
+def active_jobs(
+    target:str,      # What they run, as given to `start_job`
+    root=None,       # Folder of the jobs; the workspace's by default
+) -> list[Job]:      # The latest first
+    "The jobs of a kind that are running in this workspace."
+    jobs = list_jobs(root)
+    running = [attach_job(job_id, root) for job_id in jobs["job_id"][jobs["state"].isin(ACTIVE_STATES)]]
+    return [job for job in running if job.target == target]

@@ -21,8 +21,8 @@ import pandas as pd
 
 from .display import Result
 from .errors import UserError
-from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits, say_duration
-from .jobs import ACTIVE_STATES
+from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits
+from .jobs import ACTIVE_STATES, say_duration
 from .schedules import choose_learning_rate, make_schedule, measure_step
 from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
 from .settings import load_settings

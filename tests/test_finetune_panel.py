@@ -14,7 +14,8 @@ from llmops_workbench.jobs import attach_job, list_jobs
 from llmops_workbench.readiness import Preflight
 from llmops_workbench.widgets import finetune as finetune_module
 from llmops_workbench.widgets import panel as panel_module
-from llmops_workbench.widgets.finetune import FinetunePanel, say_progress
+from llmops_workbench.widgets.finetune import FinetunePanel
+from llmops_workbench.widgets.following import say_progress
 
 os.environ.setdefault("LLMOPS_THREADS", "1")
 HOSTILE = "<img src=x onerror=alert(1)> $\\href{javascript:alert(1)}{x}$ \u202e"

@@ -66,6 +66,7 @@ class Panel(traitlets.HasTraits):
         self.key = secrets.token_hex(6)             # Ties the static face to its beacon
         self.beacon = self.box = self.live = None   # Widgets, made when the panel is shown
         self._lock, self._thread, self._token = threading.RLock(), None, 0
+        self._asked = None                          # The parameters on the form when Run was pressed
 
     def _checked(self, params:Mapping) -> dict:
         return {**kit.defaults_of(self.declared), **kit.check_parameters(self.declared, params, type(self).__name__)}
@@ -155,7 +156,7 @@ def run(
     params = self._checked({**self.params, **changes})
     with self._lock:
         self._token += 1
-        token = self._token
+        token, self._asked = self._token, None
     result = self._call(params)
     self._accept(token, params, result)
     return result
@@ -165,7 +166,9 @@ def _accept(self:Panel, token, params, result):
     "Take a result over, unless a later run has been started meanwhile."
     with self._lock:
         if token != self._token: return
-        self.params, self.ran_with, self.error, self.result = params, params, "", result
+        # What somebody wrote meanwhile is theirs.
+        if self._asked is None or _same(self.params, self._asked): self.params = params
+        self.ran_with, self.error, self.result = params, "", result
         if self.live: self.live.show(result)
     self._update_static()
 
@@ -226,7 +229,7 @@ class Live:
         head = ipywidgets.HTML(f'<div style="font-size:1.25em;font-weight:600">{escape(panel.title)}</div>'
                                f'<div style="color:var(--jp-ui-font-color2,#616161)">{escape(panel.purpose)}</div>')
         row = ipywidgets.HBox([self.button, *panel.controls(), self.status], layout={"align_items": "center", "margin": "6px 0"})
-        self.widget = ipywidgets.VBox([head, self.form.widget, row, self.strip, self.view, self.freeze])
+        self.widget = ipywidgets.VBox([head, self.form.widget, *panel.editors(), row, self.strip, self.view, self.freeze])
         self.refresh()
 
     def edited(self):
@@ -289,6 +292,11 @@ def _close(widget):
 
 # %% ../../nbs/widgets/40_panel.ipynb #94cb8a8e
 @patch
+def editors(self:Panel) -> list:
+    "Further widgets between the form and the button, for a parameter that is too much for a field."
+    return []
+
+@patch
 def controls(self:Panel) -> list:
     "Further widgets beside the button, such as one that stops a job."
     return []
@@ -328,7 +336,7 @@ def _start(self:Panel, params, work=None):
     "Work in a thread of its own; `work` gets a token, and what it returns counts for as long as that is the panel's."
     with self._lock:
         self._token += 1
-        self.error = ""
+        self.error, self.params, self._asked = "", params, params
         if self.live:
             self.live.complain("")
             self.live.say("Running…")
@@ -344,7 +352,8 @@ def _work(self:Panel, token, params, work):
     with self._reporting(token):
         result = work(token)
         self._accept(token, params, result)
-        self._say(token, self._last_words(result, time.monotonic() - started))
+        changed = "" if _same(self.params, self.ran_with) else f"; changed since: press {self.live.button.description}" if self.live else ""
+        self._say(token, f"{self._last_words(result, time.monotonic() - started)}{changed}")
     with self._lock:
         if self.live and token == self._token: self.live.button.disabled = False
 
