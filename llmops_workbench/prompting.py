@@ -9,13 +9,13 @@ only what is new."""
 
 # %% auto #0
 __all__ = ['SAMPLING_PARTS', 'MODELS', 'TARGET', 'read_samplings', 'run_grid', 'Order', 'read_order', 'check_judge', 'plan_grid',
-           'answer', 'launch_grid', 'work', 'read_answers', 'collect_grid']
+           'answer', 'launch_grid', 'find_grid', 'work', 'collect_grid', 'RunningGrid']
 
 # %% ../nbs/12_prompting.ipynb #ac929012
 import hashlib
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import Annotated, Literal
 
 import pandas as pd
@@ -26,7 +26,7 @@ from .caches import CompletionCache
 from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
 from .errors import JobError, ParameterValueError, explain, suggest
-from .grids import Grid, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
+from .grids import Grid, choose_metrics, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
 from .jobs import Job, attach_job, find_job, start_job
 from .judges import judge as judge_answers, read_rubric
 from .metrics import metric_names
@@ -217,20 +217,21 @@ def answer(
             got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, c, first=first: on_answer(first + at, c)))
         else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
         parts.append(calls.drop(columns="error").join(got))
-    frame, scores = score_calls(pd.concat(parts, ignore_index=True), order.params["metrics"], order.params["lowercase"])
-    frame, scores = _judge(order, *_assert(order, frame, scores), hooks)
+    frame, scores = _judge(order, *_score(order, pd.concat(parts, ignore_index=True), order.params["metrics"]), hooks)
     first = ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "prompt", "completion", "references"]
     frame = frame[[*first, *(c for c in frame if c not in (*first, "messages", "schema"))]]
     left_out, dataset = order.questions.left_out, order.questions.dataset.reference
     summary = summarise(frame, scores, dataset=dataset, n_examples=len(order.questions.examples), n_models=len(order.params["models"]),
                         n_prompts=len(order.prompts), n_samplings=len(order.samplings), repeats=order.params["repeats"],
                         dtypes=formats, n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
-    outputs = {"dataset": dataset, **({"prompts": order.stored} if order.stored else {})}
-    return Grid(summary, frame, scores, sum_costs(frame), outputs)
+    return Grid(summary, frame, scores, sum_costs(frame), _outputs(order))
+
+def _outputs(order): return {"dataset": order.questions.dataset.reference, **({"prompts": order.stored} if order.stored else {})}
 
 # %% ../nbs/12_prompting.ipynb #865aef45
-def _assert(order, frame, scores) -> tuple:
-    "The calls with a column an assertion, and their scores in front."
+def _score(order, frame, metrics) -> tuple:
+    "The calls with a column a metric and an assertion, and their scores, those of the assertions in front."
+    frame, scores = score_calls(frame, metrics, order.params["lowercase"])
     assertions = order.params["assertions"]
     if not assertions: return frame, scores
     source = order.questions.examples
@@ -261,33 +262,26 @@ def launch_grid(
     if live: raise ParameterValueError(explain(f"The model '{live[0]}' exists only in this process", "A job takes models by name", "Call run_grid instead"))
     dataset = order.params["dataset"]
     asked = {**order.params, "dataset": dataset if isinstance(dataset, str) else save_snapshot(order.questions.dataset)}
-    key = f"grid-{hashlib.sha256(json.dumps([asked, order.questions.dataset.digest], sort_keys=True, default=str).encode()).hexdigest()}"
-    found = find_job(key)
+    found = find_job(_key(order))
     if found and found.status()["state"] in ("cancelled", "failed", "lost"): return found.resume()
-    return start_job(TARGET, asked, name=f"grid {order.questions.dataset.name}", key=key)
+    return start_job(TARGET, asked, name=f"grid {order.questions.dataset.name}", key=_key(order))
+
+def _key(order):
+    asked = {**order.params, "dataset": order.questions.dataset.digest}
+    return f"grid-{hashlib.sha256(json.dumps(asked, sort_keys=True, default=str).encode()).hexdigest()}"
+
+def find_grid(
+    **params, # Parameters of `run_grid`
+) -> Job|None: # Whatever its state
+    "The latest job of exactly this grid on the same data."
+    return find_job(_key(read_order(params)))
 
 def work(context, **params) -> dict:
-    "What the process of a grid does."
-    with open(context.dir/"answers.jsonl", "w", encoding="utf-8") as answers:
-        def keep(row, completion):
-            answers.write(json.dumps({"row": row, **completion_frame([completion]).iloc[0].to_dict()}, default=str) + "\n")
-            answers.flush()
-        grid = run_grid(**params, on_progress=context.progress, on_answer=keep, should_stop=lambda: context.stop_requested)
+    "What the process of a grid does. Every answer is an event of its job: the row of the frame, and the fields of a `Completion`."
+    def keep(row, completion): context.event("answer", row=row, **asdict(completion))
+    grid = run_grid(**params, on_progress=context.progress, on_answer=keep, should_stop=lambda: context.stop_requested)
     save_grid(grid, context.dir/"grid")
     return {"n_calls": grid.summary["n_calls"], "n_failed": grid.summary["n_failed"]}
-
-def read_answers(
-    job:Job,      # From `launch_grid`
-    offset:int=0, # Bytes already read
-) -> tuple:       # New answers, each a dict with `row` and the fields of a Completion; and the offset for the next call
-    "What has been answered since; a line that is still being written waits for the next call."
-    try:
-        with open(job.dir/"answers.jsonl", "rb") as file:
-            file.seek(offset)
-            data = file.read()
-    except FileNotFoundError: return [], 0
-    whole = data[:data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines()], offset + len(whole)
 
 def collect_grid(
     job:Job | str,    # From `launch_grid`, or its id
@@ -301,3 +295,36 @@ def collect_grid(
         job.stop()
         raise
     return load_grid(job.dir/"grid")
+
+# %% ../nbs/12_prompting.ipynb #ba46e954
+class RunningGrid:
+    "A grid as far as it has been answered."
+    def __init__(self,
+        order:Order, # From `read_order`
+    ):
+        names = [model.name if isinstance(model, Model) else model for model in order.params["models"]]
+        self.order, self.calls = order, pd.concat([order.calls(name) for name in names], ignore_index=True)
+        self.found = [failed(error) if error else Completion(None) for error in self.calls["error"]]
+        self.outputs, self.metrics = _outputs(order), choose_metrics(self.calls, order.params["metrics"])
+        self.scores, self._scored, self._n_read = pd.DataFrame(columns=["task", "metric"]), [], 0
+
+    def take(self,
+        events:list, # Of the job, all since its beginning
+    ) -> bool:       # Whether an answer came
+        "Take over the answers that are new."
+        new, self._n_read = [e for e in events[self._n_read:] if e["kind"] == "answer"], len(events)
+        for event in new: self.found[event["row"]] = Completion(**{f.name: event[f.name] for f in fields(Completion)})
+        rows = list(dict.fromkeys(event["row"] for event in new))
+        if rows:
+            asked = self.calls.iloc[rows].drop(columns="error")
+            part, scores = _score(self.order, asked.join(completion_frame([self.found[row] for row in rows]).set_axis(asked.index)), self.metrics)
+            self._scored.append(part[[c for c in part if c not in self.calls and c not in completion_frame([])]])
+            self.scores = pd.concat([self.scores, scores]).drop_duplicates(["task", "metric"], ignore_index=True)
+        return bool(rows)
+
+    @property
+    def frame(self) -> pd.DataFrame:
+        "As the frame of a `Grid`; a call without an answer has neither completion nor error."
+        scored = pd.concat(self._scored) if self._scored else pd.DataFrame(index=[])
+        answers = completion_frame(self.found).set_axis(self.calls.index)
+        return self.calls.drop(columns=["error", "messages", "schema"]).join(answers).join(scored[~scored.index.duplicated(keep="last")])

@@ -10,9 +10,10 @@ from tiny_models import save_model
 from llmops_workbench.completions import ScriptedModel
 from llmops_workbench.datasets import make_dataset, read_dataset, save_snapshot
 from llmops_workbench.errors import MissingColumnError, ModelNotFoundError, ParameterValueError, SourceNotFoundError, UnknownParameterError
+from llmops_workbench.matrices import with_outcomes
 from llmops_workbench.metrics import score
 from llmops_workbench.params import parameters_in_cell, parameters_cell, parameters_of
-from llmops_workbench.prompting import plan_grid, run_grid
+from llmops_workbench.prompting import RunningGrid, collect_grid, find_grid, launch_grid, plan_grid, read_order, run_grid
 from llmops_workbench.prompts import Prompt
 from llmops_workbench.questions import choose_shots, collect_questions
 from llmops_workbench.templates import fill, find_role_markers, render
@@ -260,14 +261,25 @@ def test_a_budget_ends_a_grid_and_every_call_is_still_a_row():
 
 
 def test_a_job_streams_its_answers_and_gives_the_grid_of_the_process(workspace):
-    from llmops_workbench.prompting import collect_grid, launch_grid, read_answers
-    given = dict(models=["fake:upper"], dataset=tickets(), split="all", tasks=TASKS, n_examples=4, repeats=2, metrics=["exact_match", "json_match"])
+    given = dict(models=["fake:upper"], dataset=tickets(), split="all", tasks=TASKS, n_examples=4, repeats=2, metrics=["exact_match", "json_match"],
+                 assertions=[{"max_words": 9}])
     job = launch_grid(**given)
     grid = collect_grid(job)
-    assert grid.summary == run_grid(**given).summary
-    answers, offset = read_answers(job)
-    assert sorted(a["row"] for a in answers) == list(range(len(grid.frame))) and read_answers(job, offset) == ([], offset)
-    assert {a["row"]: a["completion"] for a in answers} == grid.frame["completion"].to_dict()
+    assert grid.summary == run_grid(**given).summary and find_grid(**given).job_id == job.job_id
+    assert find_grid(**job.params).job_id == job.job_id, "a panel that found the job knows its data by name only"
+
+    # Read in two parts, as somebody who watches does; every answer is scored as in the end.
+    events, running = job.events(), RunningGrid(read_order(job.params))
+    assert sorted(event["row"] for event in events) == list(range(len(grid.frame)))
+    assert running.take(events[:5]) and running.frame["completion"].notna().sum() == 5 and not running.take(events[:5])
+    half = with_outcomes(running.frame, running.scores)
+    assert half["outcome"].value_counts()["pending"] == len(grid.frame) - 5
+    running.take(events)
+    shared = [c for c in running.frame if c in grid.frame]
+    assert {"completion", "all_passed", "exact_match", "json_match"} <= set(shared)
+    pd.testing.assert_frame_equal(running.frame[shared], grid.frame[shared], check_dtype=False)
+    whole, final = with_outcomes(running.frame, running.scores), with_outcomes(grid.frame, grid.scores)
+    assert whole["outcome"].tolist() == final["outcome"].tolist() and running.outputs == grid.outputs
 
 
 def test_progress_covers_all_models():
