@@ -123,6 +123,7 @@ Modules:
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
 - `llmops_workbench.widgets.duel`: Two answers without names: which is better?
+- `llmops_workbench.widgets.editor`: A wording, its fields bound to columns, and what a model will read for a real row
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
 - `llmops_workbench.widgets.feedback`: One row, the answers to choose from, and a key for each
 - `llmops_workbench.widgets.fields`: A form out of a signature, and the two small things a browser has to do itself

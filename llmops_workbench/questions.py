@@ -9,13 +9,14 @@ puts every prompt to every question."""
 
 # %% auto #0
 __all__ = ['LOOKED_THROUGH', 'TOO_FEW', 'WORDING', 'group_references', 'draw', 'Material', 'as_examples', 'Questions',
-           'collect_questions', 'bare_texts', 'nearest_share', 'choose_shots', 'make_cases']
+           'collect_questions', 'bare_texts', 'nearest_share', 'choose_shots', 'columns_of', 'make_cases',
+           'render_case']
 
 # %% ../nbs/09_questions.ipynb #b92c72dd
 import hashlib
 import json
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
@@ -25,7 +26,7 @@ from .duplicates import SIMILARITY, shingles
 from .embeddings import TextIndex
 from .errors import ParameterValueError, explain
 from .examples import read_examples
-from .prompts import check_columns, conversation_text, read_shots
+from .prompts import Prompt, Rendering, check_columns, conversation_text, read_shots
 from .splits import normalise
 from .templates import template_columns
 from .text import text_buffer
@@ -211,6 +212,19 @@ def choose_shots(
     return chosen
 
 # %% ../nbs/09_questions.ipynb #ea71f338
+def columns_of(
+    questions:Questions,
+) -> list[str]: # The source's own first
+    "What a template can ask for."
+    return sorted(questions.examples.columns, key=lambda c: c not in questions.dataset.frame)
+
+def _where(row): return f"example {row['example_id']}"
+
+def _ready(questions, prompt, shots) -> dict | None:
+    "The rule for a prompt's worked examples; `MissingColumnError` for a field that is no column."
+    check_columns(prompt, columns_of(questions), f"The dataset '{questions.dataset.name}'")
+    return prompt.shots or (None if prompt.examples else shots)
+
 def make_cases(
     questions:Questions, # What to ask
     prompts:list,        # `Prompt`s
@@ -218,14 +232,12 @@ def make_cases(
 ) -> pd.DataFrame:       # example_id, task, prompt_name, messages (None if it cannot be asked), prompt, references, schema, role_markers, error
     "Every prompt for every example it is for; `MissingColumnError` for a field that is no column."
     cases, drawn, asked = [], {}, questions.examples.to_dict("records")
-    columns = sorted(questions.examples.columns, key=lambda c: c not in questions.dataset.frame)  # the source's own first
     for prompt in prompts:
-        check_columns(prompt, columns, f"The dataset '{questions.dataset.name}'")
-        rule = prompt.shots or (None if prompt.examples else shots)
+        rule = _ready(questions, prompt, shots)
         key = json.dumps([rule, prompt.task])
         if rule and key not in drawn: drawn[key] = choose_shots(questions, rule, prompt.task)
         places = [i for i, row in enumerate(asked) if prompt.task in (None, row["task"])]
-        found = prompt.render_rows([asked[i] for i in places], [drawn[key][i] for i in places] if rule else None, [f"example {asked[i]['example_id']}" for i in places])
+        found = prompt.render_rows([asked[i] for i in places], [drawn[key][i] for i in places] if rule else None, [_where(asked[i]) for i in places])
         for row, rendered in zip([asked[i] for i in places], found):
             failed = isinstance(rendered, ParameterValueError)
             messages, flags = (None, []) if failed else (rendered.messages, rendered.flags)
@@ -235,3 +247,17 @@ def make_cases(
     if cases: return pd.DataFrame(cases)
     raise ParameterValueError(explain(f"No prompt is for a task of '{questions.dataset.name}'",
                                       f"Its tasks are: {', '.join(sorted(set(questions.examples['task'])))}", "Leave out the prompt's task, or correct it"))
+
+# %% ../nbs/09_questions.ipynb #9b86f479
+def render_case(
+    questions:Questions, # What to ask
+    prompt:Prompt,       # How
+    place:int,           # Row of `questions.examples`
+    shots:dict | None=None, # As for `make_cases`
+) -> Rendering:
+    "The conversation for one example; the errors of `make_cases` and of `Prompt.render`."
+    rule, row = _ready(questions, prompt, shots), questions.examples.iloc[place].to_dict()
+    one = replace(questions, examples=questions.examples.iloc[[place]])
+    found, = prompt.render_rows([row], choose_shots(one, rule, prompt.task) if rule else None, [_where(row)])
+    if isinstance(found, ParameterValueError): raise found
+    return found

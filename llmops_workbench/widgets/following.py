@@ -94,11 +94,13 @@ def _follow(self:Following, token, job):
     try:
         while token == self._token:
             events += job.events(after=events[-1]["seq"] if events else 0)
+            began = time.monotonic()
             self._show(token, status)
             self.draw_job(token, job, events)
             if status["state"] == "lost": time.sleep(0.5)  # a job that is being killed looks lost until that is written down
             if status["state"] not in ACTIVE_STATES: return self._collect(job)
-            status = job.wait(self.poll_s)
+            # What takes long to draw is drawn less often: the kernel has other things to do.
+            status = job.wait(max(self.poll_s, 3*(time.monotonic() - began)))
     finally:
         with self._lock:
             if token == self._token:

@@ -175,7 +175,7 @@ class Matrix:
             elif kind == "pick": self.pick(row, system)
             elif kind == "rate" and self.on_rate:
                 self.on_rate(call, bool(message["value"]))
-                self.ratings[call["key"]] = "rated +" if message["value"] else "rated −"
+                self.ratings[call["key"], call["completion"]] = "rated +" if message["value"] else "rated −"
                 self.turn(self.page)
             elif kind == "correct" and self.on_correct: self.on_correct(call)
 
@@ -205,7 +205,7 @@ class Matrix:
         cells = [row[s["system"]] for s in self.systems]
         return {"row": int(at), "title": visible(f"{row['example_id']}"), "question": _short(row["prompt"], 400), "reference": _short(next(iter(row["references"]), None), 400),
                 "cells": [{"text": "", "outcome": "pending", "note": "not asked", "rating": ""} if cell is None else
-                          {"text": _short(cell["text"], 600), "outcome": cell["outcome"], "note": say_cell(cell), "rating": self.ratings.get(cell["key"], "")} for cell in cells]}
+                          {"text": _short(cell["text"], 600), "outcome": cell["outcome"], "note": say_cell(cell), "rating": self.ratings.get((cell["key"], cell["text"]), "")} for cell in cells]}
 
 def _short(text, most):
     if text is None: return None
