@@ -68,17 +68,17 @@ SHOWN = {"all": "all", "failures": "not right somewhere", "different": "answered
 
 def side_by_side(
     judged:pd.DataFrame, # As from `with_outcomes`
-) -> pd.DataFrame:       # A row an example and task: example_id, task, prompt, references, a column a system with its cell (dict, None), and failures, different, errors (bool)
+) -> pd.DataFrame:       # A row an example and task: example_id, task, question, references, a column a system with its cell (dict, None), and failures, different, errors (bool)
     "The calls laid out: an example in a row, a system in a column."
     systems, rows = list(dict.fromkeys(judged["system"])), []
     for (task, example), group in judged.groupby(["task", "example_id"], sort=False):
         cells = {system: _cell(calls) for system, calls in group.groupby("system", sort=False)}
         forms, outcomes = {cell["forms"] for cell in cells.values() if cell["forms"]}, {cell["outcome"] for cell in cells.values()}
         first = group.iloc[0]
-        rows.append({"task": task, "example_id": example, "prompt": first["prompt"], "references": first["references"], **{system: cells.get(system) for system in systems},
+        rows.append({"task": task, "example_id": example, "question": first["question"], "references": first["references"], **{system: cells.get(system) for system in systems},
                      "failures": bool(outcomes & {"wrong", "failed"}), "different": len(forms) > 1 or any(len(f) > 1 for f in forms),
                      "errors": any(cell["n_failed"] for cell in cells.values())})
-    return pd.DataFrame(rows, columns=["task", "example_id", "prompt", "references", *systems, "failures", "different", "errors"])
+    return pd.DataFrame(rows, columns=["task", "example_id", "question", "references", *systems, "failures", "different", "errors"])
 
 # %% ../nbs/12_matrices.ipynb #acb93d20
 def sum_systems(
@@ -101,7 +101,7 @@ def draw_pairs(
     "Every two systems on every example that both answered; `ParameterValueError` for a single system."
     if judged["system"].nunique() < 2:
         raise ParameterValueError(explain(f"There is only one system: {judged['system'].iloc[0]}", "Two are needed for a pair", "Run the grid with a second prompt or model"))
-    pairs = pair_answers(judged[judged["outcome"] != "pending"], "system", seed=seed)
+    pairs = pair_answers(judged[judged["outcome"] != "pending"], "system", seed=seed, question="question")
     same = (pairs["error"] == "") & pd.Series([answer_key(str(a)) == answer_key(str(b)) for a, b in zip(pairs["answer_a"], pairs["answer_b"])], index=pairs.index)
     name = lambda row: "\x1f".join(map(str, (row.task, row.example_id, row.repeat, *sorted((row.system_a, row.system_b)))))
     digest = lambda text: hashlib.blake2b(text.encode(), digest_size=8).hexdigest()

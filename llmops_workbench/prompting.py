@@ -208,6 +208,7 @@ def answer(
     "Ask and score."
     parts, stop, formats = [], hooks.get("should_stop"), {}
     for i, model in enumerate(order.params["models"]):
+        if on_progress and isinstance(model, str): on_progress(i*order.n_calls//len(order.params["models"]), order.n_calls, f"loading {model}")
         if not (stop and stop()): model = load_model(model, dtype=order.params["dtype"]) if isinstance(model, str) else model
         name = model.name if isinstance(model, Model) else model
         calls = order.calls(name)
@@ -218,7 +219,7 @@ def answer(
         else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
         parts.append(calls.drop(columns="error").join(got))
     frame, scores = _judge(order, *_score(order, pd.concat(parts, ignore_index=True), order.params["metrics"]), hooks)
-    first = ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "prompt", "completion", "references"]
+    first = ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "question", "prompt", "completion", "references"]
     frame = frame[[*first, *(c for c in frame if c not in (*first, "messages", "schema"))]]
     left_out, dataset = order.questions.left_out, order.questions.dataset.reference
     summary = summarise(frame, scores, dataset=dataset, n_examples=len(order.questions.examples), n_models=len(order.params["models"]),

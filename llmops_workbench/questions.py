@@ -229,7 +229,7 @@ def make_cases(
     questions:Questions, # What to ask
     prompts:list,        # `Prompt`s
     shots:dict | None=None, # Rule for prompts that have neither a rule nor examples of their own
-) -> pd.DataFrame:       # example_id, task, prompt_name, messages (None if it cannot be asked), prompt, references, schema, role_markers, error
+) -> pd.DataFrame:       # example_id, task, prompt_name, messages (None if it cannot be asked), question (as prepared), prompt, references, schema, role_markers, error
     "Every prompt for every example it is for; `MissingColumnError` for a field that is no column."
     cases, drawn, asked = [], {}, questions.examples.to_dict("records")
     for prompt in prompts:
@@ -242,7 +242,7 @@ def make_cases(
             failed = isinstance(rendered, ParameterValueError)
             messages, flags = (None, []) if failed else (rendered.messages, rendered.flags)
             cases.append({"example_id": row["example_id"], "task": row["task"], "prompt_name": prompt.name, "messages": messages,
-                          "prompt": conversation_text(messages) if messages else "", "references": row["references"], "schema": prompt.schema,
+                          "question": row["prompt"], "prompt": conversation_text(messages) if messages else "", "references": row["references"], "schema": prompt.schema,
                           "role_markers": " ".join(flags), "error": str(rendered) if failed else ""})
     if cases: return pd.DataFrame(cases)
     raise ParameterValueError(explain(f"No prompt is for a task of '{questions.dataset.name}'",

@@ -17,6 +17,7 @@ import json
 import logging
 import math
 import os
+import posixpath
 import re
 import tempfile
 import time
@@ -229,7 +230,10 @@ def _add_datasets(self:Store, run_id, datasets):
         self.client.log_inputs(run_id, [_import_mlflow().entities.DatasetInput(about)])
         self.client.set_tag(run_id, _key(f"llmops.dataset.{name}"), digest)
 
-def _key(name): return re.sub(r"[^\w.\- /]", "_", str(name))[:250]
+def _key(name):
+    "A name as MLflow takes it: where it would be another one as a path, such as one with an address in it, it is none."
+    name = re.sub(r"[^\w.\- /]", "_", str(name))[:250]
+    return name if posixpath.normpath(f"x/{name}") == f"x/{name}" else re.sub("[/.]", "_", name)
 
 # %% ../nbs/06_store.ipynb #05e36ce7
 @patch

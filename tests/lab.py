@@ -33,7 +33,7 @@ def jupyter_lab(folder, **environment):
         [BIN / "jupyter", "lab", "--no-browser", "--ip=127.0.0.1", f"--port={port}", "--allow-root", f"--IdentityProvider.token={token}",
          f"--ServerApp.root_dir={folder}", "--ServerApp.port_retries=0", "--LabApp.expose_app_in_browser=True", "--LabApp.news_url=None",
          "--LabApp.check_for_updates_class=jupyterlab.NeverCheckForUpdate", "--LabApp.extension_manager=readonly"],
-        cwd=folder, env={**os.environ, "JUPYTER_CONFIG_PATH": str(LAB_CONFIG), **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
+        cwd=folder, env={**os.environ, "JUPYTER_CONFIG_PATH": str(LAB_CONFIG), "JUPYTERLAB_SETTINGS_DIR": str(Path(folder) / "settings"), **environment}, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT)
     address = f"http://127.0.0.1:{port}"
     try:
         deadline = time.monotonic() + 90

@@ -311,3 +311,11 @@ def test_a_server_is_a_matter_of_the_address(tmp_path, capfd):
         os.killpg(server.pid, signal.SIGKILL)
         server.wait()
         log.close()
+
+
+@pytest.mark.parametrize("name", ["http://127.0.0.1:8000/v1#desk · plain", "../../etc/passwd", "/root", "a//b", "..", ".", "x/./y", "plain.ok/fine"])
+def test_numbers_of_a_system_called_like_an_address_or_a_path_are_kept(store, name):
+    result = Result()
+    result.summary = {"scores": {name: {"query": {"exact_match": 0.5}}}}
+    run_id = store.log_result(result, "prompt", {})
+    assert list(store.get_run(run_id).metrics.values()) == [0.5]

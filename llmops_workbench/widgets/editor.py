@@ -117,12 +117,13 @@ class Editor:
         shown = ipywidgets.VBox([ipywidgets.HBox([html_widget("<b>What a model reads</b>"), self.back, self.forth, self.at], layout={"align_items": "center"}), self.view])
         self.changes = html_widget("")
         kept = self._make_register(button)
-        self.folded = ipywidgets.Accordion([options, kept], titles=("Schema, worked examples, partials", "Registry: load, register, compare versions"), selected_index=None)
-        self.folded.observe(lambda change: self.list_stored() if change["new"] == 1 else None, names="selected_index")
+        fold = lambda part, title: ipywidgets.Accordion([part], titles=(title,), selected_index=None)
+        self.options, self.registry = fold(options, "Schema, worked examples, partials"), fold(kept, "Registry: load, register, compare versions")
+        self.registry.observe(lambda change: self.list_stored() if change["new"] == 0 else None, names="selected_index")
         self.hint = html_widget("<p>The prepared prompts are asked as they are. <b>New</b> writes a wording of your own; the registry below has those that were kept.</p>")
-        self.body = ipywidgets.VBox([self.called, self.turns, self.more, self.binding, self.complaint, shown])
+        self.body = ipywidgets.VBox([self.called, self.turns, ipywidgets.HBox([self.more, self.binding]), self.complaint, shown, self.options])
         head = ipywidgets.HBox([self.pick, self.new, self.copy, self.drop], layout={"align_items": "center", "flex_flow": "row wrap"})
-        self.widget = ipywidgets.VBox([head, self.hint, self.body, self.folded], layout={"border": "1px solid var(--jp-border-color2,#ccc)", "padding": "8px", "margin": "6px 0"})
+        self.widget = ipywidgets.VBox([head, self.hint, self.body, self.registry], layout={"border": "1px solid var(--jp-border-color2,#ccc)", "padding": "8px", "margin": "6px 0"})
 
     def _make_register(self, button):
         wide = lambda kind, name, **more: kind(description=name, style={"description_width": "9em"}, layout={"width": "34em"}, **more)
@@ -167,7 +168,7 @@ def show(self:Editor,
 def _list(self:Editor):
     self._writing = True
     self.pick.options = list(self.prompts) or ["as prepared"]
-    if self.name in self.prompts: self.pick.value = self.name
+    self.pick.value = self.name if self.name in self.prompts else self.pick.options[0]
     self._writing = False
     some = bool(self.prompts)
     self.hint.layout.display, self.body.layout.display = ("none", "") if some else ("", "none")

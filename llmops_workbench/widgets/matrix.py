@@ -203,7 +203,7 @@ class Matrix:
 
     def _row(self, at, row) -> dict:
         cells = [row[s["system"]] for s in self.systems]
-        return {"row": int(at), "title": visible(f"{row['example_id']}"), "question": _short(row["prompt"], 400), "reference": _short(next(iter(row["references"]), None), 400),
+        return {"row": int(at), "title": visible(f"{row['example_id']}"), "question": _short(row["question"], 400), "reference": _short(next(iter(row["references"]), None), 400),
                 "cells": [{"text": "", "outcome": "pending", "note": "not asked", "rating": ""} if cell is None else
                           {"text": _short(cell["text"], 600), "outcome": cell["outcome"], "note": say_cell(cell), "rating": self.ratings.get((cell["key"], cell["text"]), "")} for cell in cells]}
 
