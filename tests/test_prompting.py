@@ -179,7 +179,7 @@ def test_every_call_is_a_row():
     assert len(grid.frame) == 2*2*2*5*2 == grid.summary["n_calls"]
     keys = ["example_id", "model", "prompt_name", "sampling", "repeat"]
     assert not grid.frame.duplicated(keys).any()
-    assert list(grid.frame.columns[:9]) == ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "prompt", "completion", "references"]
+    assert list(grid.frame.columns[:10]) == ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "question", "prompt", "completion", "references"]
     assert {"prompt_tokens", "completion_tokens", "latency_s", "cost", "error", "json_match", "rougeL"} <= set(grid.frame)
 
 

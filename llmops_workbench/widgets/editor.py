@@ -64,7 +64,7 @@ class Message:
     def __init__(self, role, text, on_change, on_drop):
         lines = min(14, max(3, text.count("\n") + len(text)//90 + 2))
         self.role = ipywidgets.Dropdown(options=ROLES, value=role, layout={"width": "9em"}, tooltip="Who says it")
-        self.text = ipywidgets.Textarea(text, rows=lines, layout={"width": "46em", "font_family": "monospace"}, placeholder="Text with {fields}", tooltip="The text of the message")
+        self.text = ipywidgets.Textarea(text, rows=lines, layout=_WIDE, placeholder="Text with {fields}", tooltip="The text of the message")
         self.drop = ipywidgets.Button(icon="times", tooltip="Leave this message out", layout={"width": "2.6em"})
         self.drop.on_click(lambda button: on_drop(self))
         for control in (self.role, self.text): control.observe(lambda change: on_change(), names="value")

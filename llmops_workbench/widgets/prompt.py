@@ -17,7 +17,6 @@ from ..display import escape, paragraphs, table_html
 from ..errors import WorkbenchError
 from ..jobs import active_jobs
 from ..matrices import with_outcomes
-from ..models import Model
 from ..prompting import TARGET, RunningGrid, collect_grid, find_grid, launch_grid, plan_grid, read_order
 from ..prompts import Prompt
 from ..questions import collect_questions
@@ -65,7 +64,7 @@ class PromptPanel(Following):
     def waits_for_click(self):
         "A model behind an address may cost money: opening a page asks it nothing."
         models = [*self.params["models"], (self.params["judge"] or {}).get("model")]
-        return any(hasattr(model, "address") or str(model).startswith(("http://", "https://")) for model in models)
+        return any(str(model).startswith(("http://", "https://")) for model in models)
 
     def launch_job(self, params): return launch_grid(**params)
     def find_job(self, params): return find_grid(**params)
@@ -78,9 +77,7 @@ class PromptPanel(Following):
         else: super().launch()
 
     def _start(self, params, work=None):
-        "A model that exists only here cannot be asked by another process."
         self.running = None
-        if work is None and any(isinstance(model, Model) for model in params["models"]): work = lambda token: self._call(params, lambda *state: self._progress(token, *state))
         super()._start(params, work)
 
     def _last_words(self, result, seconds):
