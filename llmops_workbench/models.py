@@ -17,9 +17,10 @@ import json
 import math
 import os
 import sys
+import threading
 import time
 import warnings
-from functools import cache, cached_property
+from functools import cache, cached_property, wraps
 from pathlib import Path
 
 import numpy as np
@@ -347,6 +348,16 @@ def _auto_dtype(folder, settings) -> str:
     return settle_format(import_torch(), read_config(base, "config.json"), settings or load_settings(),
                          lambda: faster_format(import_torch(), _load_network(base, settings, "auto")[0]))
 
+_LOADING = threading.RLock()
+
+def _one_at_a_time(load):
+    "Two threads that load a model for the first time would find transformers half resolved."
+    @wraps(load)
+    def loading(*args, **kwargs):
+        with _LOADING: return load(*args, **kwargs)
+    return loading
+
+@_one_at_a_time
 def load_local(
     name:str,           # "starter", a folder, a model of the workspace, or a Hub id
     settings=None,      # `Settings`; those in force by default

@@ -254,10 +254,11 @@ def render_case(
     prompt:Prompt,       # How
     place:int,           # Row of `questions.examples`
     shots:dict | None=None, # As for `make_cases`
+    choose=choose_shots, # How worked examples are drawn; who asks often may remember
 ) -> Rendering:
     "The conversation for one example; the errors of `make_cases` and of `Prompt.render`."
     rule, row = _ready(questions, prompt, shots), questions.examples.iloc[place].to_dict()
-    one = replace(questions, examples=questions.examples.iloc[[place]])
-    found, = prompt.render_rows([row], choose_shots(one, rule, prompt.task) if rule else None, [_where(row)])
+    drawn = choose(replace(questions, examples=questions.examples.iloc[[place]]), rule, prompt.task) if rule else None
+    found, = prompt.render_rows([row], drawn, [_where(row)])
     if isinstance(found, ParameterValueError): raise found
     return found

@@ -18,7 +18,7 @@ from ..differences import diff_html
 from ..display import escape
 from ..errors import ParameterValueError, UserError, WorkbenchError, explain
 from ..prompts import ROLES, RULES, SYNTAXES, conversation_text, likely_binding, read_prompts
-from ..questions import columns_of, render_case
+from ..questions import choose_shots, columns_of, render_case
 from .fields import html_widget
 
 # %% ../../nbs/widgets/41_editor.ipynb #caf5d182
@@ -81,7 +81,7 @@ class Editor:
     ):
         self.on_change, self.collect = on_change, collect
         self.prompts, self.name, self.prompt, self.base = {}, None, None, None
-        self.error, self.columns, self.place, self._token, self._writing = "", [], 0, 0, False
+        self.error, self.columns, self.place, self._token, self._writing, self._drawn = "", [], 0, 0, False, {}
         self._lock = threading.RLock()
         self._make()
         self.show(None)
@@ -338,7 +338,7 @@ def _preview(self:Editor, token, prompt, place):
             said = f"example {place % len(places) + 1:,} of {len(places):,}: {row['example_id']} ({row['task']})"
     except WorkbenchError as error: columns, places, said, shown = self.columns, [], "", f"<p>{escape(error)}</p>"
     if places:
-        try: shown = rendering_html(render_case(questions, prompt, at, shots), prompt.escape_markers) + f'<p style="{_QUIET}">Wanted: {escape(next(iter(row["references"]), ""))}</p>'
+        try: shown = rendering_html(render_case(questions, prompt, at, shots, self._choose), prompt.escape_markers) + f'<p style="{_QUIET}">Wanted: {escape(next(iter(row["references"]), ""))}</p>'
         except WorkbenchError as error: shown = f'<p role="alert">{escape(error)}</p>'
     with self._lock:
         if token != self._token: return
@@ -347,6 +347,13 @@ def _preview(self:Editor, token, prompt, place):
         self._bind()
         self._writing = False
         self.changes.value = diff_html(conversation_text(_messages(self.base[1])), conversation_text(prompt.messages), f"Changed since {self.base[0]}") if self.base and prompt.to_dict() != self.base[1] else ""
+
+@patch
+def _choose(self:Editor, one, rule, task):
+    "Worked examples as they were drawn before: a wording changes with every key, they do not."
+    key = (one.dataset.digest, one.examples.iloc[0]["example_id"], one.examples.iloc[0]["task"], json.dumps(rule), len(one.pool))
+    if key not in self._drawn: self._drawn[key] = choose_shots(one, rule, task)
+    return self._drawn[key]
 
 def _messages(parts): return parts.get("messages") or [{"role": "user", "content": parts["template"]}]
 
