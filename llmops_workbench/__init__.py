@@ -96,6 +96,7 @@ Modules:
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
+- `llmops_workbench.selection`: Examples to learn from, examples to choose by, and examples that decide in the end
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
@@ -118,6 +119,7 @@ Modules:
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
 - `llmops_workbench.units`: Words, lines and word sequences of a column of text, and how much of it repeats
+- `llmops_workbench.variants`: A prompt taken apart, and what can be changed in it without a model
 - `llmops_workbench.versions`: Which versions of a dataset there are, and what changed from one to another
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
