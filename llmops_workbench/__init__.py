@@ -86,6 +86,7 @@ Modules:
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
+- `llmops_workbench.reflection`: A model reads what went wrong and writes the next instruction
 - `llmops_workbench.registry`: Models by name, version and alias, beside the prompts
 - `llmops_workbench.repeats`: The same question asked several times: how much answers vary, and whether all of them would do
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
@@ -117,6 +118,7 @@ Modules:
 - `llmops_workbench.tokens`: How long a text is for a model, counted without the model, and where to cut it
 - `llmops_workbench.topics`: A map of the texts on which what is alike lies together, and names for its regions
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
+- `llmops_workbench.trials`: Wordings asked of the same examples, as few of them as it takes to see which fall behind
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
 - `llmops_workbench.units`: Words, lines and word sequences of a column of text, and how much of it repeats
 - `llmops_workbench.variants`: A prompt taken apart, and what can be changed in it without a model
