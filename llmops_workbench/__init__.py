@@ -40,6 +40,7 @@ Modules:
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
+- `llmops_workbench.gains`: What a search for a better prompt found, what it cost, and whether to believe it
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
 - `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
@@ -65,6 +66,7 @@ Modules:
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
+- `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
