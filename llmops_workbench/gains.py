@@ -83,9 +83,9 @@ def _verdict_words(s) -> str:
     return f"{said}: {numbers}.{unpaired} {'Use the new prompt.' if s['recommended'] == 'winner' else 'Keep the original.'}"
 
 def _cost_words(costs) -> str:
-    parts = [f"{row.what} {row.n_calls:,} calls" + f" ({row.n_cached:,} from the cache)"*bool(row.n_cached) for row in costs.itertuples()]
-    money = "" if costs["cost"].isna().all() else f", a cost of {costs['cost'].sum():.4g}" + " for what has a known price"*bool(costs["cost"].isna().any())
-    return f"It took {costs['n_calls'].sum():,} calls: {', '.join(parts)}; {costs['prompt_tokens'].sum():,} tokens read and {costs['completion_tokens'].sum():,} written{money}, {costs['seconds'].sum():.0f} s."
+    parts = [f"{row.n_calls:,} for the {row.what}" + f" ({row.n_cached:,} from the cache)"*bool(row.n_cached) for row in costs.itertuples()]
+    money = f", a cost of {costs['cost'].sum():.4g}"*bool(costs["cost"].sum()) + " and calls of unknown price"*bool(costs["cost"].isna().any())
+    return f"It took {costs['n_calls'].sum():,} calls, {', '.join(parts)}; {costs['prompt_tokens'].sum():,} tokens read and {costs['completion_tokens'].sum():,} written{money}, {costs['seconds'].sum():.0f} s."
 
 # %% ../nbs/12_gains.ipynb #f96fd8e1
 _COLOURS = {"winner": "#009E73", "kept": "#0072B2", "dropped": "#7F7F7F", "failed": "#D55E00", "stopped": "#E69F00"}

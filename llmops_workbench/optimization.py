@@ -146,7 +146,7 @@ class Search:
     "Trials of one prompt, and how they end."
     def __init__(self, order:Order, keeper:RunKeeper, on_progress=None, should_stop=None):
         self.order, self.keeper, self.on_progress, p = order, keeper, on_progress, order.params
-        self.trials, self.reflections, self.done, self.heaviest = [], [], 0, (0.0, 0.0)
+        self.trials, self.reflections, self.done, self.held = [], [], 0, None
         self.model = load_model(p["model"], dtype=p["dtype"]) if isinstance(p["model"], str) else p["model"]
         limited = p["most_cost"] is not None or p["most_tokens"] is not None
         self.budget = Budget(most_cost=p["most_cost"], most_tokens=p["most_tokens"]) if limited else None
@@ -157,6 +157,7 @@ class Search:
                            self._tell if on_progress else None, p["lowercase"], p["database"])
         self.n = {part: self.bench.size(part) for part in self.bench.parts}
         self.most = (p["max_trials"] + 1)*(self.n["validation"] + self.n["train"]) + 2*self.n["test"]
+        self._hold_back(order.prompt)
         self.original = self._begin(Trial("original", order.prompt))
         self.bench.ask(self.original, "validation", range(self.n["validation"]))
 
@@ -166,33 +167,46 @@ class Search:
 
     @property
     def left(self) -> int:
-        "Trials that may still be made."
-        return 0 if self.bench.stopped else self.order.params["max_trials"] - len(self.trials) + 1
+        "Trials that may still be made; none once all examples have the best value."
+        done = self.bench.stopped or self.best().mean("validation", self.n["validation"]) == METRICS[self.order.metric].top
+        return 0 if done else self.order.params["max_trials"] - len(self.trials) + 1
 
     def _begin(self, trial) -> Trial:
         self.trials.append(trial)
         self.keeper.begin(trial)
-        if self.budget: self._hold_back(trial)
         return trial
 
-    def _hold_back(self, trial):
-        "Leave in the budget what asking the original and the heaviest trial all test examples may take."
-        p, price = self.order.params, self.model.price or (math.nan, math.nan)
+    def _test_takes(self, prompt) -> dict:
+        "Tokens and cost that asking a prompt all test examples may take."
+        p, price, trial = self.order.params, self.model.price or (math.nan, math.nan), Trial("", prompt)
         told = [messages for messages in self.bench.render(trial, "validation") if not isinstance(messages, str)]
-        if not told: return
+        if not told: return {"tokens": 0.0, "cost": 0.0}
         read = float(self.model.count_tokens([conversation_text(messages) for messages in told]).mean()) + 16
-        most = max(most_prompt_tokens(messages, Sampling(**self.sampling, schema=trial.prompt.schema)) for messages in told)
-        takes = lambda read, n: n*(read + p["max_new_tokens"])
-        costs = lambda read, n: n*(read*price[0] + p["max_new_tokens"]*price[1])
         # Of one call more the highest estimate: that is what a budget asks for before it lets a call pass.
-        this = [amount(read, self.n["test"]) + amount(most, 1) for amount in (takes, costs)]
-        self.heaviest = tuple(map(max, self.heaviest, this))
-        if trial is self.trials[0]: self.first = this
-        for kind, first, heavy in zip(("tokens", "cost"), self.first, self.heaviest):
-            if p[f"most_{kind}"] is None: continue
-            if trial is self.trials[0] and 2*first > p[f"most_{kind}"]:
-                raise ParameterValueError(explain(f"most_{kind} is {p[f'most_{kind}']:,g}", f"The held-out test alone may take {2*first:,.6g}", "Allow more, or lower n_test or max_new_tokens"))
-            setattr(self.budget, f"most_{kind}", max(0.0, p[f"most_{kind}"] - first - heavy))
+        most = max(most_prompt_tokens(messages, Sampling(**self.sampling, schema=prompt.schema)) for messages in told)
+        read, written = self.n["test"]*read + most, (self.n["test"] + 1)*p["max_new_tokens"]
+        return {"tokens": read + written, "cost": read*price[0] + written*price[1]}
+
+    def _hold_back(self, prompt):
+        "Leave in the budget what the test of the original and of the heaviest trial may take; `ParameterValueError` for a prompt that leaves nothing to search with."
+        if not self.budget: return
+        takes, p = self._test_takes(prompt), self.order.params
+        first, heaviest = self.held or (takes, takes)
+        heaviest = {kind: max(heaviest[kind], takes[kind]) for kind in takes}
+        for kind in takes:
+            most = p[f"most_{kind}"]
+            if most is None or self.budget.spent[kind] + first[kind] + heaviest[kind] < most: continue
+            raise ParameterValueError(explain(f"most_{kind} is {most:,g}, of which {self.budget.spent[kind]:,.6g} is spent", f"The held-out test may take {first[kind] + heaviest[kind]:,.6g} with this prompt",
+                                              "Allow more, or lower n_test or max_new_tokens"))
+        self.held = (first, heaviest)
+        for kind in takes:
+            if p[f"most_{kind}"] is not None: setattr(self.budget, f"most_{kind}", p[f"most_{kind}"] - first[kind] - heaviest[kind])
+
+    @property
+    def stopped(self) -> str:
+        "Why the search ended early, if it did."
+        caps = ", ".join(f"{name} is {self.order.params[name]:,g}" for name in ("most_tokens", "most_cost") if self.order.params[name] is not None)
+        return f"the budget is used up ({caps}, of which the final test has its part)" if self.bench.stopped.startswith("the budget") else self.bench.stopped
 
     def add(self,
         name:str,
@@ -200,9 +214,11 @@ class Search:
         parent:Trial,
     ) -> Trial|None:  # None for a prompt that was tried before
         "A new trial; one that cannot be made is kept as failed."
-        try: prompt = make()
+        try:
+            prompt = make()
+            if any(prompt.digest == trial.prompt.digest for trial in self.trials if trial.state != "failed"): return None
+            self._hold_back(prompt)
         except UserError as error: return self.fail(name, error, parent)
-        if any(prompt.digest == trial.prompt.digest for trial in self.trials if trial.state != "failed"): return None
         return self._begin(Trial(name, prompt, parent.name))
 
     def fail(self, name, error, parent):
@@ -229,7 +245,7 @@ class Search:
 
     def result(self) -> OptimizedPrompt:
         "Ask the held-out examples and sum up."
-        stopped, winner = self.bench.stopped, self.best()
+        stopped, winner = self.stopped, self.best()
         if self.budget: self.budget.most_tokens, self.budget.most_cost = self.order.params["most_tokens"], self.order.params["most_cost"]
         for trial in dict.fromkeys((self.original, winner)) if winner is not self.original else ():
             self.bench.ask(trial, "test", range(self.n["test"]))
@@ -238,7 +254,7 @@ class Search:
         winner.state = "winner"
         for trial in self.trials: self.keeper.end(trial)
         if self.on_progress: self.on_progress(self.most, self.most, winner.name)
-        return _sum_up(self, winner, self.bench.stopped)
+        return _sum_up(self, winner, self.stopped)
 
 # %% ../nbs/12_optimization.ipynb #85c16a74
 def search_locally(search:Search):
@@ -294,7 +310,7 @@ def search_by_reflection(search:Search):
     def ask(instruction, batch):
         if instruction not in known:
             prompt = replace(replace(draft, instruction=instruction).prompt, name=(name := f"reflection {len(search.trials)}"))
-            known[instruction] = search.add(name, lambda: prompt, newest[0]) or next(trial for trial in search.trials if trial.prompt.digest == prompt.digest)
+            known[instruction] = search.add(name, lambda: prompt, newest[0]) or next((trial for trial in search.trials if trial.prompt.digest == prompt.digest), newest[0])
         trial = known[instruction]
         newest[0] = trial
         for part in ("train", "validation"): bench.ask(trial, part, [place for asked, place in batch if asked == part])
