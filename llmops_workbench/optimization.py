@@ -31,7 +31,7 @@ from .questions import showable
 from .reflection import ReflectionError, evolve
 from .selection import Parts, decide_gain, part_examples
 from .trials import Bench, RunKeeper, Trial, race
-from .variants import add_edit, apply_edits, few_values, list_edits, pick_examples, take_apart
+from .variants import add_edit, apply_edits, describe_answers, list_edits, pick_examples, take_apart
 
 # %% ../nbs/12_optimization.ipynb #ddac49c8
 def optimize_prompt(
@@ -133,7 +133,7 @@ def _choose_metric(parts, p) -> str:
     "The metric that decides what is better; it has to suit the answers, and to have a best value."
     references = parts.validation.examples["references"]
     database = p["database"] or (parts.validation.examples["database"].tolist() if "database" in parts.validation.examples else None)
-    if p["metric"] is None: return "exact_match" if few_values([text for texts in references for text in texts]) else suitable_metrics(references, None, database)[0]
+    if p["metric"] is None: return "exact_match" if describe_answers([text for texts in references for text in texts])["kind"] == "labels" else suitable_metrics(references, None, database)[0]
     name, *more = metric_names(p["metric"])
     usual = ", ".join(suitable_metrics(references, None, database))
     if more or METRICS[name].top is None: raise ParameterValueError(explain(f"metric is '{p['metric']}'", "It is one metric that has a best value", f"For these answers: {usual}"))
@@ -281,15 +281,15 @@ def search_locally(search:Search):
         gains = sorted((trial for trial in started if trial.state != "failed" and search.lead(trial, best) > 0), key=lambda trial: -search.lead(trial, best))
         helped = [edit for trial in gains for edit in made[trial.name]]
         found = search.best()
-        new = [] if found is best and not helped else _combine(made[found.name], helped)
+        new = _combine(made[found.name], helped, [edit for edit in edits if found is not best])
         if found is best and not pending: break
         best = found
 
-def _combine(base, helped) -> list:
-    "A prompt's edits with all that helped, and with one of them at a time."
+def _combine(base, helped, others) -> list:
+    "A prompt's edits with all that helped, with one of them at a time, and with what helps only together, if it does."
     more = [edit for edit in dict.fromkeys(helped) if edit not in base]
     together = [reduce(add_edit, more, base)]*(len(more) > 1)
-    return [*together, *(add_edit(base, edit) for edit in more)]
+    return [*together, *(add_edit(base, edit) for edit in dict.fromkeys([*more, *others]) if edit not in base)]
 
 def _worked_examples(search) -> tuple:
     "How many worked examples to show, the seed, and those that the original does worst on; none where nothing may be shown."
@@ -361,7 +361,8 @@ def _sum_up(search, winner, stopped) -> OptimizedPrompt:
                **{name: _number(gain[name]) if tested else None for name in ("delta", "low", "high", "p_value")}, "n_compared": gain["n"] if tested else 0, "n_unpaired": gain["n_unpaired"] if tested else 0,
                "confidence": order.params["confidence"], "verdict": said, "recommended": "winner" if said == "real" else "original", "stopped": stopped,
                "n_calls": int(costs["n_calls"].sum()), "prompt_tokens": int(costs["prompt_tokens"].sum()), "completion_tokens": int(costs["completion_tokens"].sum())}
-    best = replace(winner.prompt, name=order.prompt.name)
+    # Another name, so that a grid of both tells them apart.
+    best = winner.prompt if winner is original else replace(winner.prompt, name="optimized" if order.prompt.name == "original" else f"{order.prompt.name}, optimized")
     used = best if said == "real" else order.prompt
     outputs = {"prompt": used.to_dict(), "dataset": order.parts.dataset.reference, **({"prompts": order.stored} if order.stored else {})}
     return OptimizedPrompt(summary, frame, test, costs, order.prompt, best, outputs, search.keeper.run_id, tuple(order.parts.notes))

@@ -103,10 +103,11 @@ def describe_answers(
 ) -> dict:       # What to say of them: kind ("labels", "record", "text"), and lines by name
     "The form of the answers, in sentences that an instruction can take in."
     texts = [text.strip() for text in completions]
-    if labels := few_values(texts): return {"kind": "labels", "allowed": f"Answer with exactly one of: {', '.join(labels)}.", "only": "Write the label only: no sentence, no explanation."}
     values = [value for ok, value in map(parse_json, texts) if ok and isinstance(value, dict) and value]
-    if not texts or len(values) < len(texts): return {"kind": "text", "only": "Write the answer only, without an introduction or a remark."}
-    return {"kind": "record", "allowed": " ".join(_describe_keys(values)), "only": "Answer with one JSON object and nothing else.", "like": f"An answer looks like this: {texts[0]}"}
+    if values and len(values) == len(texts):
+        return {"kind": "record", "allowed": " ".join(_describe_keys(values)), "only": "Answer with one JSON object and nothing else.", "like": f"An answer looks like this: {texts[0]}"}
+    if labels := few_values(texts): return {"kind": "labels", "allowed": f"Answer with exactly one of: {', '.join(labels)}.", "only": "Write the label only: no sentence, no explanation."}
+    return {"kind": "text", "only": "Write the answer only, without an introduction or a remark."}
 
 def _describe_keys(records) -> list:
     keys = list(dict.fromkeys(key for record in records for key in record))
