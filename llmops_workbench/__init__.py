@@ -137,6 +137,7 @@ Modules:
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
+- `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong

@@ -51,7 +51,7 @@ class OptimizedPrompt(Result):
     def words(self): return _words(self)
     def log(self, store=None, stage=None, params=None, dataset=None, run_id=None):
         "Keep the result with its run; one that has none gets one."
-        return super().log(store, stage or "optimize", params, dataset, run_id or self.run_id or None)
+        return super().log(store, stage or "optimize_prompt", params, dataset, run_id or self.run_id or None)
 
 # %% ../nbs/12_gains.ipynb #84802cf9
 def _words(result) -> list:
@@ -64,6 +64,8 @@ def _words(result) -> list:
     lines.append(_verdict_words(s))
     if old["tokens_a_call"] and new["tokens_a_call"] and s["winner_name"] != "original": lines.append(f"An answer takes {new['tokens_a_call']:,.0f} tokens with it instead of {old['tokens_a_call']:,.0f}.")
     lines.append(_cost_words(result.costs))
+    scores = result.frame["score"].dropna().round(12)
+    if len(scores) > 2 and scores.nunique() == 1: lines.append(f"All trials have the same {s['metric']}: one that gives part marks may tell them apart.")
     if s["stopped"]: lines.append(f"It was stopped before its end: {s['stopped']}. This is what was found until then.")
     wrong = result.frame[result.frame["error"] != ""]
     if len(wrong): lines.append(f"{many(len(wrong), 'trial')} could not be asked. The first, '{wrong['name'].iloc[0]}': {wrong['error'].iloc[0]}")

@@ -40,16 +40,16 @@ def optimize_prompt(
     dataset:str | Dataset | pd.DataFrame="helpdesk", # A prepared split, or raw rows
     task:str | None=None,             # The task; None takes the prompt's, or the first
     tasks:dict | None=None,           # For raw rows: task to [prompt template, completion template]
-    metric:str | None=None,           # What is better; None takes exact_match for labels and else the first that suits the answers
+    metric:str | None=None,           # What is better; None takes exact_match for labels, json_field_f1 for records, and else the first that suits the answers
     method:Literal["local", "gepa"]="local", # Edits and worked examples without a network, or a model that reflects on mistakes
     instructions:list[str] | None=None, # Instructions of yours to try beside the edits (local)
     n_shots:Annotated[int, Between(0, 50)]=3, # Worked examples that a trial may show; 0 shows none (local)
     reflection_model:str | Model | None=None, # Who reflects; a name as for `load_model` (gepa)
     reflection_tokens:Annotated[int, Between(16, 100_000)]=1024, # Most tokens of a reflection (gepa)
-    n_train:Annotated[int, Between(1, None)]=30, # Examples to learn from
-    n_validation:Annotated[int, Between(6, None)]=60, # Examples to choose by
-    n_test:Annotated[int, Between(6, None)]=120, # Examples that decide, asked once
-    max_trials:Annotated[int, Between(1, 1000)]=16, # Prompts to try
+    n_train:Annotated[int, Between(1, None)]=20, # Examples to learn from
+    n_validation:Annotated[int, Between(6, None)]=48, # Examples to choose by
+    n_test:Annotated[int, Between(6, None)]=100, # Examples that decide, asked once
+    max_trials:Annotated[int, Between(1, 1000)]=12, # Prompts to try
     max_new_tokens:Annotated[int, Between(1, None)]=96, # Most tokens of an answer
     temperature:Annotated[float, Between(0, None)]=0.0, # 0 takes the likeliest token
     confidence:Annotated[float, Between(0.5, 0.999)]=0.95, # Of the interval and the verdict
@@ -68,7 +68,7 @@ def optimize_prompt(
     "Search for a better prompt and let held-out examples decide; what cannot be searched stops it before the first call."
     order = read_order({name: value for name, value in locals().items() if name not in ("on_progress", "should_stop")})
     p, dataset = order.params, order.parts.dataset
-    with RunKeeper("optimize", order.written, [(dataset.name, dataset.digest)], keep_runs).watch() as keeper:
+    with RunKeeper("optimize_prompt", order.written, [(dataset.name, dataset.digest)], keep_runs).watch() as keeper:
         search = Search(order, keeper, on_progress, should_stop)
         (search_locally if p["method"] == "local" else search_by_reflection)(search)
         result = search.result()
@@ -89,7 +89,7 @@ class Order:
     def written(self) -> dict:
         "The parameters as they can be written down."
         name = lambda value: value.name if isinstance(value, Model) else self.parts.dataset.reference if isinstance(value, (Dataset, pd.DataFrame)) else value
-        return {key: name(value) for key, value in self.params.items()} | {"prompt": self.prompt.to_dict()}
+        return {key: value.to_dict() if isinstance(value, Prompt) else name(value) for key, value in self.params.items()}
 
 def read_order(
     params:dict, # Parameters of `optimize_prompt`, any of them
@@ -133,7 +133,10 @@ def _choose_metric(parts, p) -> str:
     "The metric that decides what is better; it has to suit the answers, and to have a best value."
     references = parts.validation.examples["references"]
     database = p["database"] or (parts.validation.examples["database"].tolist() if "database" in parts.validation.examples else None)
-    if p["metric"] is None: return "exact_match" if describe_answers([text for texts in references for text in texts])["kind"] == "labels" else suitable_metrics(references, None, database)[0]
+    if p["metric"] is None:
+        # A record that is half right tells a search more than one that is wrong.
+        kind = describe_answers([text for texts in references for text in texts])["kind"]
+        return {"labels": "exact_match", "record": "json_field_f1"}.get(kind) or suitable_metrics(references, None, database)[0]
     name, *more = metric_names(p["metric"])
     usual = ", ".join(suitable_metrics(references, None, database))
     if more or METRICS[name].top is None: raise ParameterValueError(explain(f"metric is '{p['metric']}'", "It is one metric that has a best value", f"For these answers: {usual}"))

@@ -101,7 +101,7 @@ def test_records_are_told_their_keys_and_values():
         record = {"product": product_of(messages), "priority": ["low", "high"][PRODUCTS.index(product_of(messages)) % 2]}
         return json.dumps(record) if "priority is one of: high, low." in text else json.dumps({"product": record["product"]})
     found = search(Spy(model), task="query", max_new_tokens=30)
-    assert (found.summary["metric"], found.summary["verdict"]) == ("json_match", "real")
+    assert (found.summary["metric"], found.summary["verdict"]) == ("json_field_f1", "real")
     assert "Answer with a JSON object with the keys product, priority." in found.prompt.messages[-1]["content"].replace("{{", "{") or found.prompt.shots
 
 
@@ -247,7 +247,7 @@ def test_a_stop_keeps_what_was_found():
 def test_every_trial_is_a_run_below_the_search(workspace):
     found = search(Spy(chatty), keep_runs=True)
     store = open_store()
-    runs = store.list_runs("optimize_trial", limit=1000)
+    runs = store.list_runs("optimize_prompt_trial", limit=1000)
     assert len(runs) == len(found.frame) and set(runs["run_id"]) == set(found.frame["run_id"]) and set(runs["status"]) == {"FINISHED"}
     for row in found.frame.itertuples():
         run = store.get_run(row.run_id)
@@ -255,9 +255,9 @@ def test_every_trial_is_a_run_below_the_search(workspace):
         assert run.summary["state"] == row.state and run.summary["digest"] == row.digest and run.summary["validation"]["n"] == row.n
         assert {"n_calls", "prompt_tokens", "completion_tokens", "cost", "seconds"} <= set(run.metrics)
     parent = store.get_run(found.run_id)
-    assert parent.stage == "optimize" and parent.summary["verdict"] == "real" and parent.frame("test")["winner_value"].mean() == 1.0
+    assert parent.stage == "optimize_prompt" and parent.summary["verdict"] == "real" and parent.frame("test")["winner_value"].mean() == 1.0
     assert found.log() == found.run_id, "logging it again adds no run"
-    assert len(store.list_runs("optimize")) == 1
+    assert len(store.list_runs("optimize_prompt")) == 1
 
 
 def test_the_run_of_a_workflow_is_the_parent(workspace, monkeypatch):
@@ -289,7 +289,7 @@ def test_an_error_ends_all_runs(workspace, monkeypatch):
     with pytest.raises(RuntimeError, match="out of paper"):
         search(Spy(chatty), keep_runs=True)
     store = open_store()
-    runs = pd.concat([store.list_runs("optimize"), store.list_runs("optimize_trial")])
+    runs = pd.concat([store.list_runs("optimize_prompt"), store.list_runs("optimize_prompt_trial")])
     assert set(runs["status"]) == {"FAILED"} and set(runs["error"]) == {"out of paper"}
 
 
@@ -357,7 +357,7 @@ def test_gepa_end_to_end_through_an_endpoint(workspace, reflector):
     assert found.costs.set_index("what").loc["reflection", "n_calls"] == len(reflector.bodies)
     test = set(part_examples(tickets(), "product", TASKS, 12, 24, 40).test.examples["text"])
     assert not [body for body in reflector.bodies if any(text in body["messages"][-1]["content"] for text in test)], "no held-out example is reflected on"
-    runs = open_store().list_runs("optimize_trial")
+    runs = open_store().list_runs("optimize_prompt_trial")
     assert len(runs) == len(found.frame) and {"winner"} <= set(found.frame["state"])
     assert found.prompt.template.endswith("\n\n{text}"), "the part with the data stays"
 
@@ -374,7 +374,7 @@ def test_a_reflection_that_fails_is_a_failed_trial(workspace, reflector):
     found = search(Spy(chatty), method="gepa", reflection_model=f"{reflector.base}/v1#thinker", max_trials=2, keep_runs=True)
     assert found.summary["verdict"] == "nothing better" and found.summary["states"]["failed"] >= 2
     assert found.frame["error"].str.contains("out of order").sum() == found.summary["states"]["failed"]
-    assert "FAILED" in set(open_store().list_runs("optimize_trial")["status"])
+    assert "FAILED" in set(open_store().list_runs("optimize_prompt_trial")["status"])
 
 
 def test_gepa_keeps_to_the_budget_and_to_a_stop(reflector):
@@ -438,7 +438,7 @@ def test_the_parameters_can_be_written_down():
 @pytest.mark.slow
 def test_the_starter_model_on_the_help_desk(workspace):
     found = optimize_prompt("starter", n_train=6, n_validation=12, n_test=12, max_trials=3, n_shots=1, keep_runs=True)
-    assert found.summary["task"] == "query" and found.summary["metric"] == "json_match"
+    assert found.summary["task"] == "query" and found.summary["metric"] == "json_field_f1"
     assert found.summary["verdict"] in ("real", "not shown", "worse", "nothing better")
     assert found.summary["original"]["validation"] is not None and len(found.frame) >= 2
     assert found.prompt in (found.original, found.winner) and found.words()
