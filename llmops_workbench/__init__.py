@@ -176,6 +176,7 @@ _PUBLIC = {
     "prepare": "preparation",
     "Prompt": "prompts",
     "run_grid": "prompting",
+    "optimize_prompt": "optimization",
     "compare": "comparison",
     "finetune": "finetuning",
     "detect_drift": "drift",

@@ -3389,6 +3389,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'llmops_workbench/variants.py'),
                                            'llmops_workbench.variants.few_values': ( 'variants.html#few_values',
                                                                                      'llmops_workbench/variants.py'),
+                                           'llmops_workbench.variants.infer_schema': ( 'variants.html#infer_schema',
+                                                                                       'llmops_workbench/variants.py'),
                                            'llmops_workbench.variants.list_edits': ( 'variants.html#list_edits',
                                                                                      'llmops_workbench/variants.py'),
                                            'llmops_workbench.variants.pick_examples': ( 'variants.html#pick_examples',
