@@ -1123,7 +1123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'llmops_workbench.gains._cost_words': ('gains.html#_cost_words', 'llmops_workbench/gains.py'),
                                         'llmops_workbench.gains._figure_tokens': ('gains.html#_figure_tokens', 'llmops_workbench/gains.py'),
                                         'llmops_workbench.gains._figure_trials': ('gains.html#_figure_trials', 'llmops_workbench/gains.py'),
-                                        'llmops_workbench.gains._points': ('gains.html#_points', 'llmops_workbench/gains.py'),
+                                        'llmops_workbench.gains._points_figure': ('gains.html#_points_figure', 'llmops_workbench/gains.py'),
                                         'llmops_workbench.gains._say': ('gains.html#_say', 'llmops_workbench/gains.py'),
                                         'llmops_workbench.gains._verdict_words': ('gains.html#_verdict_words', 'llmops_workbench/gains.py'),
                                         'llmops_workbench.gains._words': ('gains.html#_words', 'llmops_workbench/gains.py')},

@@ -15,6 +15,7 @@ import pandas as pd
 
 from .display import Result
 from .escaping import plain
+from .marks import PALETTE
 from .prompts import Prompt
 
 # %% ../nbs/12_gains.ipynb #fe82824a
@@ -90,9 +91,9 @@ def _cost_words(costs) -> str:
     return f"It took {costs['n_calls'].sum():,} calls, {', '.join(parts)}; {costs['prompt_tokens'].sum():,} tokens read and {costs['completion_tokens'].sum():,} written{money}, {costs['seconds'].sum():.0f} s."
 
 # %% ../nbs/12_gains.ipynb #f96fd8e1
-_COLOURS = {"winner": "#009E73", "kept": "#0072B2", "dropped": "#7F7F7F", "failed": "#D55E00", "stopped": "#E69F00"}
+_COLOURS = dict(zip(("kept", "stopped", "winner", "failed", "dropped"), (*PALETTE[:4], PALETTE[6])))
 
-def _points(result, x, title, x_title):
+def _points_figure(result, x, title, x_title):
     "The trials as points, a colour a state."
     import plotly.graph_objects as go
     from llmops_workbench.display import theme
@@ -104,5 +105,5 @@ def _points(result, x, title, x_title):
     before = result.summary["original"]["validation"]
     return figure if before is None else figure.add_hline(y=before, line={"dash": "dash", "width": 1}, annotation_text="original")
 
-def _figure_trials(result): return _points(result, "at", "Trials on the examples to choose by", "trial")
-def _figure_tokens(result): return _points(result, "tokens_a_call", "What a better score costs", "tokens of a call")
+def _figure_trials(result): return _points_figure(result, "at", "Trials on the examples to choose by", "trial")
+def _figure_tokens(result): return _points_figure(result, "tokens_a_call", "What a better score costs", "tokens of a call")

@@ -182,8 +182,10 @@ def race(
             leave(trial, "failed")
         live = bench.rank([t for t in live if t.state != "failed"], part, size)
         if size == sizes[-1]: break
-        for trial in live[-(-len(live)//2):]: leave(trial, "dropped")
-        live = live[:-(-len(live)//2)]
+        # Two go on to the end: the last examples may turn their order around.
+        stay = max(2, -(-len(live)//2))
+        for trial in live[stay:]: leave(trial, "dropped")
+        live = live[:stay]
     for trial in live: leave(trial, "kept")
     return live
 
