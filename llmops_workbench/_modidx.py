@@ -1908,6 +1908,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                            'llmops_workbench/optimization.py'),
                                                'llmops_workbench.optimization._costs': ( 'optimization.html#_costs',
                                                                                          'llmops_workbench/optimization.py'),
+                                               'llmops_workbench.optimization._from_text': ( 'optimization.html#_from_text',
+                                                                                             'llmops_workbench/optimization.py'),
                                                'llmops_workbench.optimization._number': ( 'optimization.html#_number',
                                                                                           'llmops_workbench/optimization.py'),
                                                'llmops_workbench.optimization._own_prompt': ( 'optimization.html#_own_prompt',

@@ -23,7 +23,7 @@ from .completions import Model, Sampling, most_prompt_tokens
 from .datasets import SAMPLES, Dataset
 from .errors import ParameterValueError, UserError, explain, need
 from .gains import OptimizedPrompt
-from .metrics import METRICS, metric_names, suitable_metrics
+from .metrics import METRICS, metric_names, parse_json, suitable_metrics
 from .models import check_model, load_model
 from .params import Between, check_parameters, defaults_of
 from .prompts import Prompt, check_columns, conversation_text, pin_prompts, read_prompts
@@ -102,7 +102,7 @@ def read_order(
     prompt, stored = None, {}
     if p["prompt"] is not None:
         named = p["prompt"].name if isinstance(p["prompt"], Prompt) else "original"
-        pinned, stored = pin_prompts({named: p["prompt"]})
+        pinned, stored = pin_prompts({named: _from_text(p["prompt"])})
         prompt, = read_prompts(pinned)
     asked = p["task"] or (prompt.task if prompt else None)
     parts = part_examples(p["dataset"], asked, p["tasks"], p["n_train"], p["n_validation"], p["n_test"], p["clean_only"], p["seed"], prompt.columns if prompt else ())
@@ -111,6 +111,11 @@ def read_order(
         raise ParameterValueError(explain(f"The prompt is for the task '{prompt.task}', and the task is '{parts.task}'", "They have to be the same", "Correct one of them, or leave out the task"))
     check_columns(prompt, parts.test.examples.columns, f"The dataset '{parts.dataset.name}'")
     return Order(p, prompt, parts, _choose_metric(parts, p), stored)
+
+def _from_text(prompt):
+    "Parts or messages that a command line or a form wrote as JSON."
+    known, value = parse_json(prompt) if isinstance(prompt, str) else (False, None)
+    return value if known and isinstance(value, (dict, list)) else prompt
 
 def _check_method(p):
     reflects = p["method"] == "gepa"

@@ -257,7 +257,7 @@ def test_every_trial_is_a_run_below_the_search(workspace):
     parent = store.get_run(found.run_id)
     assert parent.stage == "optimize_prompt" and parent.summary["verdict"] == "real" and parent.frame("test")["winner_value"].mean() == 1.0
     assert found.log() == found.run_id, "logging it again adds no run"
-    assert len(store.list_runs("optimize_prompt")) == 1
+    assert store.list_runs()["run_id"].tolist() == [found.run_id] and len(store.list_runs(parent=found.run_id[:12])) == len(found.frame)
 
 
 def test_the_run_of_a_workflow_is_the_parent(workspace, monkeypatch):
