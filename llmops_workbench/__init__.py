@@ -40,6 +40,7 @@ Modules:
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
 - `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
+- `llmops_workbench.gains`: What a search for a better prompt found, what it cost, and whether to believe it
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
 - `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
 - `llmops_workbench.helpdesk`: A sample of dated tickets whose every trouble is known
@@ -65,6 +66,7 @@ Modules:
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
+- `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
@@ -86,6 +88,7 @@ Modules:
 - `llmops_workbench.readiness`: What a fine-tune would meet, seen in seconds and before a byte is trained
 - `llmops_workbench.recipes`: Steps in order, as data: checked, applied, and every row accounted for
 - `llmops_workbench.records`: What is kept of a run, and in which form
+- `llmops_workbench.reflection`: A model reads what went wrong and writes the next instruction
 - `llmops_workbench.registry`: Models by name, version and alias, beside the prompts
 - `llmops_workbench.repeats`: The same question asked several times: how much answers vary, and whether all of them would do
 - `llmops_workbench.report`: What ran, what was found and where it lies, on one page that needs nothing else
@@ -96,6 +99,7 @@ Modules:
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
+- `llmops_workbench.selection`: Examples to learn from, examples to choose by, and examples that decide in the end
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
@@ -116,8 +120,10 @@ Modules:
 - `llmops_workbench.tokens`: How long a text is for a model, counted without the model, and where to cut it
 - `llmops_workbench.topics`: A map of the texts on which what is alike lies together, and names for its regions
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
+- `llmops_workbench.trials`: Wordings asked of the same examples, as few of them as it takes to see which fall behind
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
 - `llmops_workbench.units`: Words, lines and word sequences of a column of text, and how much of it repeats
+- `llmops_workbench.variants`: A prompt taken apart, and what can be changed in it without a model
 - `llmops_workbench.versions`: Which versions of a dataset there are, and what changed from one to another
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
@@ -133,6 +139,7 @@ Modules:
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
+- `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
@@ -171,6 +178,7 @@ _PUBLIC = {
     "prepare": "preparation",
     "Prompt": "prompts",
     "run_grid": "prompting",
+    "optimize_prompt": "optimization",
     "compare": "comparison",
     "finetune": "finetuning",
     "detect_drift": "drift",

@@ -26,7 +26,7 @@ from .params import check_parameters, parameters_cell, parameters_in_cell
 from .settings import cause_of, write_atomically
 
 # %% ../nbs/30_catalogue.ipynb #0626cc59
-_ORDER = ("explore", "prepare", "prompt", "finetune", "tune", "compare", "review", "serve", "monitor", "feedback")
+_ORDER = ("explore", "prepare", "prompt", "optimize", "finetune", "tune", "compare", "review", "serve", "monitor", "feedback")
 
 def workflow_folder() -> Path: # Of the workflows that come with the workbench
     "`nbs/workflows` of a checkout, or the copies in the installed package."

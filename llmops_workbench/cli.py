@@ -232,11 +232,12 @@ def runs(
     *,
     stage=None,  # Only of this stage or workflow
     limit=20,    # At most so many
+    parent=None, # Only those below this run, such as the trials of a search
     as_json=False,  # For a program
 ):
     "List the latest runs and how they ended."
     from llmops_workbench.store import open_store
-    found = open_store().list_runs(stage, limit)
+    found = open_store().list_runs(stage, limit, parent)
     if as_json: return _records(found)
     rows = [(each.run_id[:8], each.stage, each.status.lower(), f"{each.start_time:%Y-%m-%d %H:%M}", _time(each.duration_s) if each.duration_s and each.duration_s == each.duration_s else "",
              each.error or each.name) for each in found.itertuples()]

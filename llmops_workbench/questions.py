@@ -9,7 +9,7 @@ puts every prompt to every question."""
 
 # %% auto #0
 __all__ = ['LOOKED_THROUGH', 'TOO_FEW', 'WORDING', 'group_references', 'draw', 'Material', 'as_examples', 'Questions',
-           'collect_questions', 'bare_texts', 'nearest_share', 'choose_shots', 'columns_of', 'make_cases',
+           'collect_questions', 'bare_texts', 'nearest_share', 'showable', 'choose_shots', 'columns_of', 'make_cases',
            'render_case']
 
 # %% ../nbs/09_questions.ipynb #b92c72dd
@@ -185,6 +185,15 @@ def _showable(questions, task, seed) -> tuple:
     share, enough = nearest_share(texts, list(asked.values())), max(1, TOO_FEW * len(pool))
     level = next(level for level in (SIMILARITY, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0) if (share < level).sum() >= enough or level == 1)
     return pool[share < level].to_dict("records"), texts[share < level].tolist(), asked
+
+# %% ../nbs/09_questions.ipynb #28398f83
+def showable(
+    questions:Questions, # What is asked, and the pool
+    task:str,            # The task to choose for
+    seed:int=0,          # Another seed, another order
+) -> list:               # Rows as dicts
+    "All rows of the pool that may be shown with questions of a task, in the order of the seed."
+    return _showable(questions, task, seed)[0]
 
 # %% ../nbs/09_questions.ipynb #393dc095
 def _most_similar(index, text, n, n_rows) -> list:

@@ -364,10 +364,12 @@ def list_runs(
     self:Store,
     stage:str|None=None, # Only of this stage
     limit:int=100,       # At most so many
+    parent:str|None=None,# Only those below this run, such as the trials of a search
 ) -> pd.DataFrame:       # One row a run, the latest first
-    "Which runs there are."
+    "Which runs there are; those below another are left out unless a stage or a parent is named."
     if stage is not None and not re.fullmatch(r"[\w.\-]+", stage): raise ParameterValueError(explain(f"'{stage}' is no name of a stage"))
-    wanted = f"tags.`llmops.stage` = '{stage}'" if stage else ""
+    below = f"tags.`llmops.parent` = '{self._full_id(parent)}'" if parent else "" if stage else "tags.`llmops.parent` IS NULL"
+    wanted = " AND ".join(filter(None, [f"tags.`llmops.stage` = '{stage}'" if stage else "", below]))
     runs = self.client.search_runs([self.experiment_id], wanted, max_results=limit, order_by=["attributes.start_time DESC"])
     rows = [{"run_id": run.info.run_id, "stage": run.data.tags.get("llmops.stage", ""), "name": run.info.run_name, "status": self._status(run.info),
              "start_time": pd.Timestamp(run.info.start_time, unit="ms"), "duration_s": _duration_s(run.info),

@@ -27,7 +27,7 @@ STAGES = range(10, 22)
 # `Result.log()` without a store opens the workspace's own, on use.
 UPWARD = {("display", "store")}
 # A stage imports the kit, not another stage, save these.
-ALLOWED_BETWEEN_STAGES = {("tuning", "finetuning"), ("finetuning", "training"), ("readiness", "finetuning"), ("readiness", "training"), ("prompting", "grids"), ("matrices", "grids"), ("monitoring", "drift"), ("monitoring", "labeling")}
+ALLOWED_BETWEEN_STAGES = {("tuning", "finetuning"), ("finetuning", "training"), ("readiness", "finetuning"), ("readiness", "training"), ("prompting", "grids"), ("matrices", "grids"), ("optimization", "gains"), ("monitoring", "drift"), ("monitoring", "labeling")}
 
 
 def floors():

@@ -20,6 +20,7 @@ CASES = {
     "explore": {"signals": ["lengths", "tokens", "language"], "max_length_tokens": 100, "columns": ["channel", "query"]},
     "prepare": {"split": {"train": 0.7, "validation": 0.1, "test": 0.2}, "steps": ["drop_empty", {"filter_length": {"minimum": 60}}], "seed": 3},
     "prompt": {"prompts": {"short": "Query as JSON: {text}", "as prepared": "{prompt}"}, "n_examples": 4, "max_new_tokens": 24, "task": "query"},
+    "optimize": {"n_validation": 12, "n_test": 24, "max_trials": 2, "n_shots": 0, "max_new_tokens": 32, "task": "summary", "seed": 1},
     "finetune": {"max_steps": 3, "learning_rate": 0.001, "eval_samples": 12, "sample_completions": 2, "max_length": 256},
     "compare": {"systems": ["yardstick:nearest", "yardstick:commonest"], "baseline": "yardstick:commonest", "max_examples": 60, "n_resamples": 200, "seed": 2},
     "feedback": {"rows": ["HD-000003", "HD-000001", 4], "labels": ["broken", "wanted"], "queue": "broken or wanted", "order": "given"},
