@@ -28,6 +28,7 @@ import pandas as pd
 from . import __version__
 from .databases import databases_of, judge_queries
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
+from .schemas import find_violation, read_schema
 from .sqlite import find_database
 
 # %% ../nbs/09_metrics.ipynb #5d788921
@@ -71,6 +72,7 @@ class Options:
         for name, allowed in (("bleu_tokenize", ("13a", "intl", "char", "zh", "none")), ("bleu_smooth_method", ("exp", "none"))):
             if getattr(self, name) not in allowed:
                 raise ParameterValueError(explain(f"{name} is {getattr(self, name)!r}", f"Allowed is one of: {', '.join(allowed)}"))
+        if self.json_schema is not None: object.__setattr__(self, "json_schema", read_schema(self.json_schema))
 
 # %% ../nbs/09_metrics.ipynb #145bb15b
 def _sacrebleu(name, o:Options):
@@ -212,15 +214,11 @@ def leaves(
 # %% ../nbs/09_metrics.ipynb #d1b1a0e5
 def _json_scores(kind, prediction, references, options) -> float:
     valid, value = parse_json(prediction)
-    if kind == "valid_json": return float(valid and (options.json_schema is None or _fits(value, options.json_schema)))
+    if kind == "valid_json": return float(valid and (options.json_schema is None or not find_violation(prediction, options.json_schema)))
     if not valid: return 0.0
     wanted = [parse_json(r)[1] for r in references]
     if kind == "json_match": return float(any(canonical(value) == canonical(w) for w in wanted))
     return max(_f1(_overlap(leaves(value), leaves(w)), leaves(value).total(), leaves(w).total()) for w in wanted)
-
-def _fits(value, schema) -> bool:
-    from jsonschema import Draft202012Validator
-    return Draft202012Validator(schema).is_valid(value)
 
 # %% ../nbs/09_metrics.ipynb #f74704ed
 _ARTICLES, _PUNCTUATION = re.compile(r"\b(a|an|the)\b"), str.maketrans("", "", string.punctuation)
