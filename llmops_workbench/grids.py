@@ -22,7 +22,8 @@ import pandas as pd
 from .display import Result
 from .errors import SourceFormatError, explain
 from .escaping import plain
-from .metrics import METRICS, score, suitable_metrics
+from .measures import METRICS, lower_is_better
+from .metrics import score, suitable_metrics
 from .rankings import leaderboard
 from .repeats import roll_up, summarise_repeats
 from .settings import write_atomically
@@ -174,8 +175,7 @@ def _words(grid):
     for task, rows in grid.scores.assign(system=system_names(grid.scores)).groupby("task", sort=False):
         main = rows[rows["metric"] == rows["metric"].iloc[0]].dropna(subset="value")
         if not len(main): continue
-        up = METRICS[main["metric"].iloc[0]].higher_is_better if main["metric"].iloc[0] in METRICS else True
-        best = main.loc[main["value"].idxmax() if up else main["value"].idxmin()]
+        best = main.loc[main["value"].idxmin() if lower_is_better(main["metric"].iloc[0]) else main["value"].idxmax()]
         lines.append(f"{task}: {best['system']} has the best {best['metric']}, {best['value']:.3g}, on {best['n']} answers." if len(main) > 1 else
                      f"{task}: {best['system']} reaches a {best['metric']} of {best['value']:.3g} on {best['n']} answers.")
     if s["n_failed"]:
