@@ -165,17 +165,21 @@ def plan_grid(
     order, rows = read_order({name: value for name, value in parameters.items() if name not in _HOOKS}), []
     asked = order.cases[order.cases["error"] == ""]
     texts = [conversation_text(messages) for messages in asked["messages"]]
-    for model in order.params["models"]:
-        model = load_model(model) if isinstance(model, str) else model
-        read_tokens = pd.Series(model.count_tokens(texts), index=asked.index)*order.params["repeats"]
-        price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
-        for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
-            for sampling, parts in order.samplings.items():
-                n, read = len(cell)*order.params["repeats"], int(read_tokens[cell.index].sum())
-                most = n*parts["max_new_tokens"]
-                rows.append({"model": model.name, "prompt_name": prompt, "sampling": sampling, "task": task, "n_calls": n, "prompt_tokens": read,
-                             "most_completion_tokens": most, "most_cost": read*price[0] + most*price[1]})
+    for model in order.params["models"]: rows += _plan_model(order, asked, model, texts)
     return pd.DataFrame(rows)
+
+def _plan_model(order, asked, model, texts) -> list:
+    "A row a prompt, task and sampling of one model, which is let go with the end of this function."
+    model, rows = load_model(model) if isinstance(model, str) else model, []
+    read_tokens = pd.Series(model.count_tokens(texts), index=asked.index)*order.params["repeats"]
+    price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
+    for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
+        for sampling, parts in order.samplings.items():
+            n, read = len(cell)*order.params["repeats"], int(read_tokens[cell.index].sum())
+            most = n*parts["max_new_tokens"]
+            rows.append({"model": model.name, "prompt_name": prompt, "sampling": sampling, "task": task, "n_calls": n, "prompt_tokens": read,
+                         "most_completion_tokens": most, "most_cost": read*price[0] + most*price[1]})
+    return rows
 
 # %% ../nbs/12_prompting.ipynb #682de24b
 def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame:
@@ -199,6 +203,19 @@ def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame
         done += len(rows)
     return completion_frame(found)
 
+def _ask_model(order, i, hooks, on_progress, on_answer) -> tuple:
+    "All calls of one model with what came back, its name and the format it computed in; it is let go with the end of this function."
+    model, stop = order.params["models"][i], hooks.get("should_stop")
+    if isinstance(model, str) and not (stop and stop()): model = load_model(model, dtype=order.params["dtype"])
+    name = model.name if isinstance(model, Model) else model
+    calls = order.calls(name)
+    first = i*len(calls)
+    if isinstance(model, Model):
+        report = on_progress and (lambda n: on_progress(first + n, order.n_calls, name))
+        got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, completion: on_answer(first + at, completion)))
+    else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
+    return calls.drop(columns="error").join(got), name, getattr(model, "dtype_name", "")
+
 def answer(
     order:Order,
     hooks:dict,       # Further arguments of `Model.generate`
@@ -206,17 +223,11 @@ def answer(
     on_answer=None,   # Called with (row of the frame, Completion)
 ) -> Grid:
     "Ask and score."
-    parts, stop, formats = [], hooks.get("should_stop"), {}
-    for i, model in enumerate(order.params["models"]):
-        if not (stop and stop()): model = load_model(model, dtype=order.params["dtype"]) if isinstance(model, str) else model
-        name = model.name if isinstance(model, Model) else model
-        calls = order.calls(name)
-        if getattr(model, "dtype_name", ""): formats[name] = model.dtype_name
-        first, report = i*len(calls), on_progress and (lambda n, first=i*len(calls), name=name: on_progress(first + n, order.n_calls, name))
-        if isinstance(model, Model):
-            got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, c, first=first: on_answer(first + at, c)))
-        else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
-        parts.append(calls.drop(columns="error").join(got))
+    parts, formats = [], {}
+    for i in range(len(order.params["models"])):
+        calls, name, dtype_name = _ask_model(order, i, hooks, on_progress, on_answer)
+        parts.append(calls)
+        if dtype_name: formats[name] = dtype_name
     frame, scores = score_calls(pd.concat(parts, ignore_index=True), order.params["metrics"], order.params["lowercase"])
     frame, scores = _judge(order, *_assert(order, frame, scores), hooks)
     first = ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "prompt", "completion", "references"]

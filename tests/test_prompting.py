@@ -1,6 +1,7 @@
 """Grids: the same examples for every model, nothing dropped, nothing leaked, nothing evaluated."""
 
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -268,6 +269,24 @@ def test_a_job_streams_its_answers_and_gives_the_grid_of_the_process(workspace):
     answers, offset = read_answers(job)
     assert sorted(a["row"] for a in answers) == list(range(len(grid.frame))) and read_answers(job, offset) == ([], offset)
     assert {a["row"]: a["completion"] for a in answers} == grid.frame["completion"].to_dict()
+
+
+@pytest.mark.parametrize("use", [run_grid, plan_grid])
+def test_one_model_is_in_memory_at_a_time(use, tmp_path, monkeypatch):
+    "The model that had answered stayed until the next was loaded, and the last one beside the judge: twice the memory."
+    from llmops_workbench import judges, models, prompting
+    alive, most = weakref.WeakSet(), []
+
+    def load(*given, **options):
+        most.append(len(alive))
+        model = models.load_model(*given, **options)
+        for part in (model, model.network): alive.add(part)
+        return model
+    for module in (prompting, judges): monkeypatch.setattr(module, "load_model", load)
+    names = [str(save_model(tmp_path / name, seed=seed)) for seed, name in enumerate("abc")]
+    use(models=names[:2], dataset=tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=2, max_new_tokens=4, cache=False,
+        judge={"model": names[2], "rubric": {"question": "Does it help?"}}, on_progress=lambda *told: None)
+    assert most == [0]*(3 if use is run_grid else 2) and not alive
 
 
 def test_progress_covers_all_models():
