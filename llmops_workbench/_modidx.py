@@ -1440,6 +1440,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                          'llmops_workbench.judges._step': ('judges.html#_step', 'llmops_workbench/judges.py'),
                                          'llmops_workbench.judges.agreement_with_people': ( 'judges.html#agreement_with_people',
                                                                                             'llmops_workbench/judges.py'),
+                                         'llmops_workbench.judges.answer_messages': ( 'judges.html#answer_messages',
+                                                                                      'llmops_workbench/judges.py'),
                                          'llmops_workbench.judges.as_judge': ('judges.html#as_judge', 'llmops_workbench/judges.py'),
                                          'llmops_workbench.judges.ask_judge': ('judges.html#ask_judge', 'llmops_workbench/judges.py'),
                                          'llmops_workbench.judges.calibrate': ('judges.html#calibrate', 'llmops_workbench/judges.py'),

@@ -28,8 +28,8 @@ from .datasets import Dataset, save_snapshot
 from .errors import JobError, ParameterValueError, explain, suggest
 from .grids import Grid, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
 from .jobs import Job, attach_job, find_job, start_job
-from .judges import judge as judge_answers, read_rubric
-from .metrics import metric_names
+from .judges import JUDGEMENT_TOKENS, answer_messages, judge as judge_answers, read_rubric
+from .measures import metric_names
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, defaults_of
 from .prompts import Prompt, conversation_text, pin_prompts, read_prompts
@@ -160,25 +160,28 @@ def _check_models(models):
 # %% ../nbs/12_prompting.ipynb #40ab146f
 def plan_grid(
     **parameters,  # As for `run_grid`
-) -> pd.DataFrame: # model, prompt_name, sampling, task, n_calls, prompt_tokens, most_completion_tokens, most_cost (NaN where no price is known)
-    "Calls, tokens and the highest possible cost of a grid before it runs."
-    order, rows = read_order({name: value for name, value in parameters.items() if name not in _HOOKS}), []
-    asked = order.cases[order.cases["error"] == ""]
-    texts = [conversation_text(messages) for messages in asked["messages"]]
-    for model in order.params["models"]: rows += _plan_model(order, asked, model, texts)
-    return pd.DataFrame(rows)
+) -> pd.DataFrame: # model, prompt_name, sampling, task, n_calls, prompt_tokens, most_completion_tokens, most_cost (NaN where no price is known), role (answer, judge)
+    "Calls, tokens and the highest possible cost of a grid before it runs, those of a judge in rows of their own."
+    order = read_order({name: value for name, value in parameters.items() if name not in _HOOKS})
+    asked, models, judge = order.cases[order.cases["error"] == ""], order.params["models"], order.params["judge"]
+    rows = [row for model in models for row in _plan_model(order, asked, model)]
+    if judge: rows += _plan_model(order, asked, judge["model"], read_rubric(judge["rubric"]), len(models))
+    return pd.DataFrame(rows, columns=["model", "prompt_name", "sampling", "task", "n_calls", "prompt_tokens", "most_completion_tokens", "most_cost", "role"])
 
-def _plan_model(order, asked, model, texts) -> list:
-    "A row a prompt, task and sampling of one model, which is let go with the end of this function."
+def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
+    "A row a prompt, task and sampling of one model, which is let go with the end of this function; with a rubric it judges so many answers to each question."
     model, rows = load_model(model) if isinstance(model, str) else model, []
-    read_tokens = pd.Series(model.count_tokens(texts), index=asked.index)*order.params["repeats"]
+    asks = [answer_messages(rubric, row, "") for row in asked.to_dict("records")] if rubric else asked["messages"]
+    read_tokens = pd.Series(model.count_tokens([conversation_text(messages) for messages in asks]), index=asked.index)
     price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
     for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
         for sampling, parts in order.samplings.items():
-            n, read = len(cell)*order.params["repeats"], int(read_tokens[cell.index].sum())
-            most = n*parts["max_new_tokens"]
-            rows.append({"model": model.name, "prompt_name": prompt, "sampling": sampling, "task": task, "n_calls": n, "prompt_tokens": read,
-                         "most_completion_tokens": most, "most_cost": read*price[0] + most*price[1]})
+            times, longest = order.params["repeats"]*n_answers, parts["max_new_tokens"]
+            n = len(cell)*times
+            # Each token of an answer may be a line, and a judge reads a bar before every line.
+            read = int(read_tokens[cell.index].sum())*times + (2*longest*n if rubric else 0)
+            most = n*(JUDGEMENT_TOKENS if rubric else longest)
+            rows.append((model.name, prompt, sampling, task, n, read, most, read*price[0] + most*price[1], "judge" if rubric else "answer"))
     return rows
 
 # %% ../nbs/12_prompting.ipynb #682de24b

@@ -286,7 +286,7 @@ def test_one_model_is_in_memory_at_a_time(use, tmp_path, monkeypatch):
     names = [str(save_model(tmp_path / name, seed=seed)) for seed, name in enumerate("abc")]
     use(models=names[:2], dataset=tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=2, max_new_tokens=4, cache=False,
         judge={"model": names[2], "rubric": {"question": "Does it help?"}}, on_progress=lambda *told: None)
-    assert most == [0]*(3 if use is run_grid else 2) and not alive
+    assert most == [0]*3 and not alive
 
 
 def test_progress_covers_all_models():
@@ -320,6 +320,38 @@ def test_the_plan_counts_what_the_run_does():
     assert (plan["most_completion_tokens"] == plan["n_calls"]*5).all() and plan["most_cost"].sum() == 0
     with pytest.raises(UnknownParameterError):
         plan_grid(**given, repeat=1)
+
+
+def test_a_plan_counts_the_calls_of_the_judge():
+    "It said what the answers cost, and the judge read every one of them on top."
+    asked = []
+    judge = ScriptedModel(lambda messages: asked.append(messages) or '{"reason": "It names the product.", "score": 4}', name="judge")
+    given = dict(models=[reader("a"), reader("b")], dataset=tickets(), prompts={"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=3, repeats=2,
+                 max_new_tokens=5, samplings={"short": {}, "long": {"max_new_tokens": 20}}, judge={"model": judge, "rubric": {"question": "Does it help?", "scale": [1, 5]}}, cache=False)
+    plan, grid = plan_grid(**given), run_grid(**given)
+    assert asked and plan["n_calls"].sum() == 2*len(grid.frame) == 2*len(asked)
+    assert plan.groupby("role")["n_calls"].sum().to_dict() == {"answer": len(grid.frame), "judge": len(asked)}
+    judged = plan[plan["role"] == "judge"]
+    read = grid.frame.groupby(["prompt_name", "task", "sampling"])["judge_prompt_tokens"].sum()
+    assert (judged.set_index(["prompt_name", "task", "sampling"])["prompt_tokens"].sort_index() >= read.sort_index()).all() and set(judged["model"]) == {"judge"}
+    assert judged["most_completion_tokens"].sum() >= grid.frame["judge_completion_tokens"].sum()
+    assert plan.groupby("role")["prompt_tokens"].sum()["judge"] <= 4*grid.frame["judge_prompt_tokens"].sum(), "a bound, and not far off"
+
+
+def test_the_cost_of_a_plan_holds_the_judge():
+    from llmops_workbench.endpoints import Endpoint
+    dear = Endpoint("http://127.0.0.1:9/v1#m", prices={"m": (1.0, 2.0)})
+    given = dict(models=[reader()], dataset=tickets(), split="all", tasks=TASKS, n_examples=2, max_new_tokens=10)
+    plan = plan_grid(**given, judge={"model": dear, "rubric": {"question": "Does it help?"}})
+    assert plan["most_cost"].sum() == (plan["prompt_tokens"] + 2*plan["most_completion_tokens"])[plan["role"] == "judge"].sum() > 0
+
+
+def test_a_plan_of_nothing_has_its_columns():
+    "A prompt that cannot be rendered for any row is no call; the panel sums the columns."
+    from llmops_workbench.widgets.prompt import say_plan
+    plan = plan_grid(models=[reader()], dataset=tickets(), prompts={"p": {"template": "{{ text.missing.deeper }}", "syntax": "jinja"}}, split="all",
+                     tasks={"p": TASKS["product"]}, n_examples=2, judge={"model": "fake:echo", "rubric": {"question": "Does it help?"}})
+    assert len(plan) == 0 and say_plan(plan).startswith("0 calls")
 
 
 def test_the_cost_of_a_plan_comes_from_the_prices():
