@@ -87,7 +87,7 @@ class Grid(Result):
     frame:pd.DataFrame    # A row a call: example_id, task, model, prompt_name, sampling, repeat, prompt, completion, references, tokens, latency_s, cost, error, metrics
     scores:pd.DataFrame   # model, prompt_name, sampling, task, metric, value, n, n_missing, signature
     costs:pd.DataFrame    # model, prompt_name, sampling, task, n_calls, n_failed, n_cached, tokens, latency_s, cost
-    outputs:dict=field(default_factory=dict) # dataset and split that were asked
+    outputs:dict=field(default_factory=dict) # dataset, and what of the store's prompts was used: prompts (name -> version), samplings (name -> as it was stored)
 
     @cached_property
     def repeated(self) -> pd.DataFrame:
@@ -172,6 +172,8 @@ def _words(grid):
     many = lambda n, word: f"{n:,} {word}" + ("s" if n != 1 else "")
     lines.append(f"{many(s['n_calls'], 'call')}: {many(s['n_examples'], 'example')} of {s['dataset']}, {many(s['n_prompts'], 'prompt')}, "
                  f"{many(s['n_models'], 'model')}.")
+    lines += [f"{name} was asked with the sampling it was stored with: {', '.join(f'{part} {value!r}' for part, value in parts.items())}."
+              for name, parts in grid.outputs.get("samplings", {}).items()]
     for task, rows in grid.scores.assign(system=system_names(grid.scores)).groupby("task", sort=False):
         main = rows[rows["metric"] == rows["metric"].iloc[0]].dropna(subset="value")
         if not len(main): continue

@@ -67,7 +67,7 @@ def run_grid(
     n_shots:Annotated[int, Between(0, None)]=0,     # Worked examples before each question, from the train split
     max_new_tokens:Annotated[int, Between(1, None)]=96, # Most tokens of an answer
     temperature:Annotated[float, Between(0, None)]=0.0, # 0 takes the likeliest token
-    samplings:dict | None=None,       # Name -> what differs: max_new_tokens, temperature, top_p, seed, stop; None samples one way
+    samplings:dict | None=None,       # Name -> what differs: max_new_tokens, temperature, top_p, seed, stop; None samples one way, prompts of the store as they were stored
     repeats:Annotated[int, Between(1, None)]=1,     # How often each question is asked
     metrics:list[str] | None=None,    # Metric names; None takes those that suit each task
     assertions:list | None=None,      # What has to hold of every answer, such as {"contains": "ok"} or {"max_words": 50}
@@ -105,6 +105,14 @@ class Order:
     samplings:dict      # Name -> arguments of `Model.generate`
     cases:pd.DataFrame  # Every prompt for every example
     stored:dict         # Those prompts that come from the store: name -> prompt:NAME@version
+    own:dict            # Arguments of `Model.generate` for those that were stored with a sampling
+
+    def sampling(self,
+        prompt:str,      # Name of a prompt
+        name:str,        # Name of a sampling
+    ) -> dict:
+        "The arguments of `Model.generate`."
+        return self.own.get(prompt, self.samplings[name])
 
     def calls(self,
         model:str,       # What to call the model
@@ -124,8 +132,10 @@ def read_order(
     p = {**defaults_of(run_grid), **check_parameters(run_grid, {name: value for name, value in params.items() if name != "models"}, "run_grid()"), "models": models}
     if p["metrics"] is not None: metric_names(p["metrics"])
     if p["judge"] is not None: check_judge(p["judge"])
-    samplings = read_samplings(p["samplings"], max_new_tokens=p["max_new_tokens"], temperature=p["temperature"], seed=p["seed"])
+    common = {name: p[name] for name in ("max_new_tokens", "temperature", "seed")}
+    samplings = read_samplings(p["samplings"], **common)
     p["prompts"], stored = (None, {}) if p["prompts"] is None else pin_prompts(p["prompts"])
+    own = _own_samplings(stored, common) if p["samplings"] is None else {}
     # What was prepared is asked as it was learnt, with the headings of its own format.
     prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if p["prompts"] is None else p["prompts"])
     questions = collect_questions(p["dataset"], p["split"], p["n_examples"], p["task"], p["tasks"], p["shots_from"], p["clean_only"], p["seed"],
@@ -136,7 +146,17 @@ def read_order(
     elif databases is not None: cases["database"] = [databases[key] for key in zip(cases["task"], cases["example_id"])]
     if p["assertions"] is not None: check_assertions(p["assertions"], [*cases.columns, *_COUNTED, *questions.examples.columns])
     _check_models(models)
-    return Order(p, questions, prompts, samplings, cases, stored)
+    return Order(p, questions, prompts, samplings, cases, stored, own)
+
+def _own_samplings(stored, common) -> dict:
+    "How prompts of the store are asked: as they were stored, save in what this grid says otherwise."
+    from llmops_workbench.store import open_store
+    usual, found = defaults_of(run_grid), {}
+    said = {name: value for name, value in common.items() if value != usual[name]}
+    for name, reference in stored.items():
+        parts = open_store().load_prompt(*reference.removeprefix("prompt:").split("@")).parts.get("sampling")
+        if parts: found[name] = {**read_samplings({reference: parts}, **common)[reference], **said}
+    return found
 
 _COUNTED = ("completion", "completion_tokens", "prompt_tokens", "latency_s", "cost")
 
@@ -175,8 +195,8 @@ def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
     read_tokens = pd.Series(model.count_tokens([conversation_text(messages) for messages in asks]), index=asked.index)
     price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
     for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
-        for sampling, parts in order.samplings.items():
-            times, longest = order.params["repeats"]*n_answers, parts["max_new_tokens"]
+        for sampling in order.samplings:
+            times, longest = order.params["repeats"]*n_answers, order.sampling(prompt, sampling)["max_new_tokens"]
             n = len(cell)*times
             # Each token of an answer may be a line, and a judge reads a bar before every line.
             read = int(read_tokens[cell.index].sum())*times + (2*longest*n if rubric else 0)
@@ -185,7 +205,7 @@ def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
     return rows
 
 # %% ../nbs/12_prompting.ipynb #682de24b
-def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame:
+def _ask(model, calls, order, hooks, on_progress, on_answer) -> pd.DataFrame:
     "Completions of all calls of a model; calls that cannot be asked keep their error. One batch for each sampling and schema."
     found = [failed(error or "it was not asked") for error in calls["error"]]
     schemas = calls["schema"].map(lambda schema: json.dumps(schema, sort_keys=True) if schema else "")
@@ -195,9 +215,10 @@ def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame
         if on_answer: on_answer(position, completion)
     for position, error in enumerate(calls["error"]):
         if error and on_answer: on_answer(position, found[position])
-    for (sampling, schema), rows in calls[calls["error"] == ""].groupby(["sampling", schemas], sort=False):
+    own = calls["prompt_name"].where(calls["prompt_name"].isin(order.own), "")
+    for (sampling, prompt, schema), rows in calls[calls["error"] == ""].groupby(["sampling", own, schemas], sort=False):
         positions, before = rows.index.tolist(), done
-        frame = model.generate(rows["messages"].tolist(), schema=json.loads(schema) if schema else None, **samplings[sampling], **hooks,
+        frame = model.generate(rows["messages"].tolist(), schema=json.loads(schema) if schema else None, **order.sampling(prompt, sampling), **hooks,
                                on_completion=lambda at, completion, positions=positions: take(positions[at], completion),
                                on_progress=on_progress and (lambda n, total, before=before: on_progress(before + n)))
         # What the model passed over is in the frame only.
@@ -215,7 +236,7 @@ def _ask_model(order, i, hooks, on_progress, on_answer) -> tuple:
     first = i*len(calls)
     if isinstance(model, Model):
         report = on_progress and (lambda n: on_progress(first + n, order.n_calls, name))
-        got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, completion: on_answer(first + at, completion)))
+        got = _ask(model, calls, order, hooks, report, on_answer and (lambda at, completion: on_answer(first + at, completion)))
     else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
     return calls.drop(columns="error").join(got), name, getattr(model, "dtype_name", "")
 
@@ -239,7 +260,7 @@ def answer(
     summary = summarise(frame, scores, dataset=dataset, n_examples=len(order.questions.examples), n_models=len(order.params["models"]),
                         n_prompts=len(order.prompts), n_samplings=len(order.samplings), repeats=order.params["repeats"],
                         dtypes=formats, n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
-    outputs = {"dataset": dataset, **({"prompts": order.stored} if order.stored else {})}
+    outputs = {"dataset": dataset, **({"prompts": order.stored} if order.stored else {}), **({"samplings": order.own} if order.own else {})}
     return Grid(summary, frame, scores, sum_costs(frame), outputs)
 
 # %% ../nbs/12_prompting.ipynb #865aef45

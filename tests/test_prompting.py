@@ -103,6 +103,32 @@ def test_a_prompt_of_the_store(workspace):
         run_grid([reader()], tickets(), {"stored": "prompt:other"}, split="all", tasks=TASKS, n_examples=2)
 
 
+def test_a_prompt_of_the_store_is_asked_as_it_was_stored(workspace):
+    "A version is everything that decides the answers; its sampling was kept and never used."
+    from llmops_workbench.store import open_store
+    asked = []
+
+    class Spy(ScriptedModel):
+        def complete(self, conversations, sampling):
+            asked.append((conversations[0][-1]["content"].split()[0], sampling.temperature, sampling.max_new_tokens, sampling.stop))
+            return super().complete(conversations, sampling)
+    open_store().register_prompt("hot", {"template": "Hot: {text}", "sampling": {"temperature": 0.7, "max_new_tokens": 7, "stop": ["\n"]}, "model": "other"})
+    given = dict(models=[Spy("echo", name="echo")], dataset=tickets(), prompts={"hot": "prompt:hot", "plain": "Plain: {text}"}, split="all", tasks={"p": TASKS["product"]}, n_examples=2)
+    grid = run_grid(**given)
+    assert asked == [("Hot:", 0.7, 7, ("\n",)), ("Plain:", 0.0, 96, ())]
+    assert open_store().get_run(grid.log(stage="prompt")).outputs["samplings"]["hot"]["temperature"] == 0.7
+    assert any(line.startswith("hot was asked with the sampling it was stored with: ") for line in grid.words())
+    assert plan_grid(**given).set_index("prompt_name")["most_completion_tokens"].to_dict() == {"hot": 2*7, "plain": 2*96}
+    asked.clear()
+    run_grid(**given, max_new_tokens=5)
+    assert asked[0] == ("Hot:", 0.7, 5, ("\n",)), "what is said in this grid comes first"
+    asked.clear()
+    assert "samplings" not in run_grid(**given, samplings={"cold": {"temperature": 0.1}}).outputs
+    assert asked == [("Hot:", 0.1, 96, ())]
+    open_store().register_prompt("odd", {"template": "{text}", "sampling": {"temprature": 1}})
+    with pytest.raises(ParameterValueError, match="sampling 'prompt:odd@1' has the part 'temprature'.*temperature"): run_grid(**{**given, "prompts": {"a": "prompt:odd"}})
+
+
 # Questions
 
 def test_one_example_for_one_question():
