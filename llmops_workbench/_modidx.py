@@ -1391,6 +1391,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                        'llmops_workbench.jobs._put': ('jobs.html#_put', 'llmops_workbench/jobs.py'),
                                        'llmops_workbench.jobs._start': ('jobs.html#_start', 'llmops_workbench/jobs.py'),
                                        'llmops_workbench.jobs.attach_job': ('jobs.html#attach_job', 'llmops_workbench/jobs.py'),
+                                       'llmops_workbench.jobs.collect_job': ('jobs.html#collect_job', 'llmops_workbench/jobs.py'),
                                        'llmops_workbench.jobs.find_job': ('jobs.html#find_job', 'llmops_workbench/jobs.py'),
                                        'llmops_workbench.jobs.find_target': ('jobs.html#find_target', 'llmops_workbench/jobs.py'),
                                        'llmops_workbench.jobs.list_jobs': ('jobs.html#list_jobs', 'llmops_workbench/jobs.py'),

@@ -25,9 +25,9 @@ from .budgets import Budget
 from .caches import CompletionCache
 from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
-from .errors import JobError, ParameterValueError, explain, suggest
+from .errors import ParameterValueError, explain, suggest
 from .grids import Grid, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
-from .jobs import Job, attach_job, find_job, start_job
+from .jobs import Job, collect_job, find_job, start_job
 from .judges import JUDGEMENT_TOKENS, answer_messages, judge as judge_answers, read_rubric
 from .measures import metric_names
 from .models import Model, check_model, load_model
@@ -328,11 +328,6 @@ def collect_grid(
     job:Job | str,    # From `launch_grid`, or its id
     on_progress=None, # Called with each new status
 ) -> Grid:
-    "Wait for a grid and read it; `JobError` if it failed or was killed."
-    job = attach_job(job) if isinstance(job, str) else job
-    if job.target != TARGET: raise JobError(explain(f"Job '{job.job_id}' is no grid", f"It runs {job.target}", "Pass the id of one"))
-    try: job.get_result(on_progress=on_progress)
-    except KeyboardInterrupt:
-        job.stop()
-        raise
+    "Wait for a grid and read it; `JobError` if it failed or was killed. An interrupt of the wait stops the job."
+    job, _ = collect_job(job, TARGET, "grid", on_progress)
     return load_grid(job.dir/"grid")
