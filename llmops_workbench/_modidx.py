@@ -2991,6 +2991,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'llmops_workbench.store.open_feedback': ('store.html#open_feedback', 'llmops_workbench/store.py'),
                                         'llmops_workbench.store.open_store': ('store.html#open_store', 'llmops_workbench/store.py')},
             'llmops_workbench.systems': { 'llmops_workbench.systems.Pairing': ('systems.html#pairing', 'llmops_workbench/systems.py'),
+                                          'llmops_workbench.systems.Pairing.databases': ( 'systems.html#pairing.databases',
+                                                                                          'llmops_workbench/systems.py'),
                                           'llmops_workbench.systems._as_references': ( 'systems.html#_as_references',
                                                                                        'llmops_workbench/systems.py'),
                                           'llmops_workbench.systems._check_references': ( 'systems.html#_check_references',
