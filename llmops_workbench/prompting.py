@@ -139,7 +139,7 @@ def read_order(
     # What was prepared is asked as it was learnt, with the headings of its own format.
     prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if p["prompts"] is None else p["prompts"])
     questions = collect_questions(p["dataset"], p["split"], p["n_examples"], p["task"], p["tasks"], p["shots_from"], p["clean_only"], p["seed"],
-                                  [c for prompt in prompts for c in prompt.columns])
+                                  [c for part in (*prompts, *check_assertions(p["assertions"] or [])) for c in part.columns])
     cases = make_cases(questions, prompts, {"rule": "random", "n": p["n_shots"], "seed": p["seed"]})
     databases = questions.examples.set_index(["task", "example_id"])["database"] if p["database"] is None and "database" in questions.examples else None
     if p["database"] is not None: cases["database"] = p["database"]

@@ -432,3 +432,101 @@ def test_references_of_a_real_task(shared_data):
                     lowercase=True)
     assert len(grid.frame) == 547 and grid.frame["references"].map(len).sum() <= 4672
     assert grid.scores["signature"][0].startswith("nrefs:var|case:lc")
+
+
+# Assertions and judges within a grid
+
+HELPS = {"question": "Does it help?", "scale": [1, 5]}
+
+
+def in_room(text):
+    return int(text.split("room ")[1].split()[0])
+
+
+def test_the_score_of_a_judge_is_the_mean_of_its_verdicts():
+    def verdict(messages):
+        answer = messages[-1]["content"].split("The answer to judge:\n| ")[1].split("\n")[0]
+        return json.dumps({"reason": f"It says {answer}.", "score": {"vpn": 5, "printer": 4, "mail": 2, "laptop": 1}[answer]})
+    grid = run_grid([reader()], tickets(8), {"p": "The {text}"}, split="all", tasks={"p": TASKS["product"]}, n_examples=0, judge={"model": ScriptedModel(verdict, name="judge"), "rubric": HELPS})
+    said = grid.frame.set_index("completion")["judge_score"].to_dict()
+    assert said == {"vpn": 5.0, "printer": 4.0, "mail": 2.0, "laptop": 1.0}
+    row = grid.scores.set_index("metric").loc["judge_score"]
+    assert (row["value"], row["n"], row["n_missing"]) == (3.0, 8, 0) and row["signature"].startswith("judge: ")
+    assert grid.frame["judge_reason"].tolist() == [f"It says {answer}." for answer in grid.frame["completion"]]
+    assert grid.leaderboard("judge_score")["value"].tolist() == [3.0]
+
+
+def test_what_a_judge_leaves_open_is_counted_and_not_lost():
+    "Garbage, a step off the scale, two verdicts and a failed call: each row is there, with its reason and without a score."
+    odd = {0: "I like it very much", 1: '{"reason": "x", "score": 9}', 2: '{"reason": "a", "score": 1} {"reason": "b", "score": 5}', 3: TimeoutError("no reply"), 4: ""}
+
+    def judge(messages):
+        found = odd.get(in_room(messages[-1]["content"]), '{"reason": "fine", "score": 4}')
+        if isinstance(found, Exception): raise found
+        return found
+    grid = run_grid([ScriptedModel("echo", name="echo")], tickets(8), split="all", tasks={"p": TASKS["product"]}, n_examples=0, judge={"model": ScriptedModel(judge, name="judge"), "rubric": HELPS})
+    judged = grid.frame.set_index(grid.frame["prompt"].map(in_room)).sort_index()
+    assert len(grid.frame) == 8 and judged["judge_score"].isna().tolist() == [True]*5 + [False]*3 and judged["completion"].notna().all()
+    for room, words in {0: "no score", 1: "not on the scale", 2: "several verdicts", 3: "no reply", 4: "no score"}.items(): assert words in judged["judge_error"][room]
+    row = grid.scores.set_index("metric").loc["judge_score"]
+    assert (row["value"], row["n"], row["n_missing"]) == (4.0, 3, 5)
+    assert grid.summary["n_failed"] == 0, "the answers are there; it is the judge that failed"
+    json.dumps(grid.summary, allow_nan=False)
+
+
+def test_a_judge_is_not_asked_about_an_answer_that_is_not_there():
+    asked = []
+
+    def moody(messages):
+        if in_room(messages[-1]["content"]) == 3: raise TimeoutError("no reply in 30 s")
+        return "vpn"
+    judge = ScriptedModel(lambda messages: asked.append(messages) or '{"reason": "fine", "score": 4}', name="judge")
+    grid = run_grid([ScriptedModel(moody, name="m")], tickets(6), split="all", tasks={"p": TASKS["product"]}, n_examples=0, assertions=[{"contains": "vpn", "name": "says vpn"}],
+                    judge={"model": judge, "rubric": HELPS})
+    failed = grid.frame[grid.frame["error"] != ""]
+    assert len(asked) == 5 and len(failed) == 1
+    assert failed["judge_score"].isna().all() and failed["judge_error"].str.contains("no answer to judge: .*no reply in 30 s").all()
+    assert failed["says vpn"].isna().all() and failed["says vpn_reason"].str.startswith("the call failed").all() and failed["all_passed"].isna().all()
+    scores = grid.scores.set_index("metric")
+    assert scores.loc["says vpn", ["value", "n", "n_missing"]].tolist() == [1.0, 5, 1] == scores.loc["all_passed", ["value", "n", "n_missing"]].tolist()
+
+
+def test_assertions_refer_to_columns_of_the_source():
+    frame = tickets(8).assign(floor=[f"floor {i % 2}" for i in range(8)])
+    grid = run_grid([ScriptedModel(lambda m: "vpn on floor 1", name="m")], frame, split="all", tasks=TASKS, n_examples=0,
+                    assertions=[{"contains": "{floor}", "name": "where"}, {"contains": ["{references}", "vpn"], "name": "what"}, {"equals": "{product}", "name": "exactly", "task": "product", "weight": 0}])
+    rooms = grid.frame["prompt"].map(in_room)
+    assert grid.frame["where"].tolist() == [room % 2 == 1 for room in rooms] and grid.frame["what"].all()
+    assert not grid.frame.loc[grid.frame["task"] == "product", "exactly"].any() and grid.frame.loc[grid.frame["task"] == "query", "exactly"].isna().all()
+    values = grid.scores.set_index(["task", "metric"])["value"]
+    assert values["product", "where"] == values["query", "where"] == values["product", "all_passed"] == 0.5 and values["product", "exactly"] == 0
+    assert ("query", "exactly") not in values.index, "nothing was judged there"
+    with pytest.raises(MissingColumnError, match="Did you mean 'floor'"):
+        run_grid([reader()], frame, split="all", tasks=TASKS, assertions=[{"contains": "{flor}"}])
+
+
+def test_an_assertion_sees_a_column_as_it_was_written(tmp_path):
+    "A column that only an assertion asked for was read as a number: 1.10 became 1.1, and a right answer was wrong."
+    (tmp_path / "versions.csv").write_text("id,text,version,product\na,The vpn is down.,1.10,vpn\nb,The mail is down.,2.00,mail\n", encoding="utf-8")
+    grid = run_grid([ScriptedModel(lambda m: "1.10" if "vpn" in m[-1]["content"] else "2.00", name="m")], str(tmp_path / "versions.csv"), split="all", tasks={"p": TASKS["product"]},
+                    assertions=[{"equals": "{version}", "name": "right"}])
+    assert grid.frame["right_reason"].tolist() == ["", ""] and grid.frame["right"].all()
+
+
+def test_repeats_with_assertions_say_how_often_all_of_them_pass():
+    "One example passes always, one every second time, one never: pass^2 is 1, 0 and 0, and the mean does not tell them apart from luck."
+    seen = {}
+
+    def answer(messages):
+        room = in_room(messages[-1]["content"])
+        seen[room] = seen.get(room, -1) + 1
+        return "yes" if room == 0 or (room == 1 and seen[room] % 2 == 0) else "no"
+    grid = run_grid([ScriptedModel(answer, name="m")], tickets(3), split="all", tasks={"p": TASKS["product"]}, n_examples=0, repeats=2, cache=False,
+                    assertions=[{"equals": "yes", "name": "agrees"}])
+    found = grid.repeated[grid.repeated["metric"] == "agrees"]
+    rooms = grid.frame.set_index("example_id")["prompt"].map(in_room).to_dict()
+    by_room = found.set_index(found["example_id"].map(rooms)).sort_index()
+    assert by_room["mean"].tolist() == [1.0, 0.5, 0.0] and by_room["pass_k"].tolist() == [1.0, 0.0, 0.0] and set(by_room["k"]) == {2}
+    assert by_room["n_distinct"].tolist() == [1, 2, 1]
+    board = grid.leaderboard("agrees")
+    assert (board["value"][0], board["n_examples"][0], board["n_calls"][0]) == (0.5, 3, 6)
