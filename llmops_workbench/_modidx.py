@@ -2193,6 +2193,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                     'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._check_models': ( 'prompting.html#_check_models',
                                                                                           'llmops_workbench/prompting.py'),
+                                            'llmops_workbench.prompting._check_prices': ( 'prompting.html#_check_prices',
+                                                                                          'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._judge': ('prompting.html#_judge', 'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._own_samplings': ( 'prompting.html#_own_samplings',
                                                                                            'llmops_workbench/prompting.py'),

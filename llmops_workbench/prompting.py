@@ -21,7 +21,7 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from .assertions import check_answers, check_assertions
-from .budgets import Budget
+from .budgets import Budget, check_price
 from .caches import CompletionCache
 from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
@@ -146,6 +146,7 @@ def read_order(
     elif databases is not None: cases["database"] = [databases[key] for key in zip(cases["task"], cases["example_id"])]
     if p["assertions"] is not None: check_assertions(p["assertions"], [*cases.columns, *_COUNTED, *questions.examples.columns])
     _check_models(models)
+    if p["most_cost"] is not None: _check_prices([*models, *([p["judge"]["model"]] if p["judge"] else [])], p["most_cost"])
     return Order(p, questions, prompts, samplings, cases, stored, own)
 
 def _own_samplings(stored, common) -> dict:
@@ -169,6 +170,12 @@ def check_judge(
                                           'For example {"model": "starter", "rubric": {"question": "Does the answer help?", "scale": [1, 5]}}'))
     check_model(judge["model"])
     read_rubric(judge["rubric"])
+
+def _check_prices(models, most_cost):
+    "A limit on money needs every price; what runs here costs nothing."
+    for model in models:
+        if isinstance(model, str) and model.startswith(("http://", "https://")): model = load_model(model)
+        if isinstance(model, Model): check_price(Budget(most_cost=most_cost), model.name, model.price)
 
 def _check_models(models):
     "Models that exist and whose names tell them apart."
@@ -292,7 +299,8 @@ def launch_grid(
 ) -> Job:     # Running, or resumed
     "Start a grid and return at once; a `UserError` says what is wrong with models, data, prompts or parameters."
     order = read_order(params)
-    live = [model.name for model in order.params["models"] if isinstance(model, Model)]
+    judge = order.params["judge"] or {}
+    live = [model.name for model in (*order.params["models"], judge.get("model")) if isinstance(model, Model)]
     if live: raise ParameterValueError(explain(f"The model '{live[0]}' exists only in this process", "A job takes models by name", "Call run_grid instead"))
     dataset = order.params["dataset"]
     asked = {**order.params, "dataset": dataset if isinstance(dataset, str) else save_snapshot(order.questions.dataset)}

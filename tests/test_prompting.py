@@ -338,6 +338,22 @@ def test_nothing_is_asked_before_all_is_checked():
     assert asked == []
 
 
+@pytest.mark.parametrize("given", [{"models": ["reader", "http://127.0.0.1:9/v1#m"]}, {"models": ["reader"], "judge": {"model": "http://127.0.0.1:9/v1#m", "rubric": {"question": "?"}}}])
+def test_a_missing_price_stops_a_grid_before_its_first_call(given):
+    "With a limit on money the first model was asked and paid before the second, or the judge, was refused."
+    asked = []
+    spy = ScriptedModel(lambda m: asked.append(m) or "x", name="spy")
+    with pytest.raises(ParameterValueError, match="no price of .*127.0.0.1"):
+        run_grid(**{**given, "models": [spy, *given["models"][1:]]}, dataset=tickets(), split="all", tasks=TASKS, n_examples=2, most_cost=1.0)
+    assert asked == []
+
+
+def test_a_job_takes_no_judge_that_lives_here():
+    from llmops_workbench.prompting import launch_grid
+    with pytest.raises(ParameterValueError, match="The model 'judge' exists only in this process"):
+        launch_grid(models=["fake:echo"], dataset=tickets(), split="all", tasks=TASKS, n_examples=2, judge={"model": ScriptedModel("echo", name="judge"), "rubric": {"question": "?"}})
+
+
 def test_the_plan_counts_what_the_run_does():
     given = dict(models=[reader()], dataset=tickets(), prompts={"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=7, repeats=3,
                  max_new_tokens=5)
