@@ -450,6 +450,14 @@ def test_references_of_a_real_task(shared_data):
     assert grid.scores["signature"][0].startswith("nrefs:var|case:lc")
 
 
+def test_where_less_is_better_the_best_answers_are_right():
+    "Every answer was at least as good as the 0 edits of a right one, and all were marked right."
+    from llmops_workbench.matrices import with_outcomes
+    grid = run_grid([ScriptedModel(lambda m: "the vpn", name="m")], tickets(8).assign(product=lambda f: "the " + f["product"]), split="all", tasks={"p": TASKS["product"]}, n_examples=0, metrics=["ter"])
+    judged = with_outcomes(grid.frame, grid.scores)
+    assert judged["outcome"].tolist() == ["right" if "vpn" in prompt else "wrong" for prompt in judged["prompt"]]
+
+
 # Assertions and judges within a grid
 
 HELPS = {"question": "Does it help?", "scale": [1, 5]}
