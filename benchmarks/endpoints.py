@@ -1,8 +1,8 @@
 """A grid of calls beside the modes of the openai client: the same answers, asserted, a ledger equal to the server's, and the ratio of the times.
 
-    python benchmarks/endpoints.py --peers PYTHON [--cells 1000] [--concurrency 64] [--repeats 3] [--without-sequential]
+    python benchmarks/endpoints.py [--peers PYTHON] [--cells 1000] [--concurrency 64] [--repeats 3] [--without-sequential] [--output FILE]
 
-PYTHON is an interpreter with openai[aiohttp]. The server is a process of its own on this machine: 50 ms for an answer, 2 % of the calls refused with 429 and a Retry-After below
+PYTHON is an interpreter with openai[aiohttp]; without it this one is asked for them, and where they are missing ours is timed alone, its ledger still held against the server's. The server is a process of its own on this machine: 50 ms for an answer, 2 % of the calls refused with 429 and a Retry-After below
 a second, 1 % stragglers of a second, 1 % answers cut in the middle. Whether a call meets trouble depends on its text and on how often that text was asked, so all sides meet the
 same. Three cells in ten repeat another one. The server bills a call once for each idempotency key, also when its answer is cut. Sides take turns, each in its own process; time is
 the clock's, from making the client to the last answer, without imports. The peers retry as often as they have to and are otherwise as they come. Written to benchmarks/results/endpoints.json.
@@ -22,7 +22,7 @@ import time
 import urllib.request
 from pathlib import Path
 
-from peers import Peer
+from peers import Peer, absent, record
 
 RESULTS = Path(__file__).parent / "results" / "endpoints.json"
 LATENCY_S, STRAGGLER_S = 0.05, 1.0
@@ -184,13 +184,16 @@ def check_ledger(frame, ledger):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--peers", required=True)
+    parser.add_argument("--peers", default=sys.executable, help="an interpreter that has the peers; this one by default")
     parser.add_argument("--cells", type=int, default=1000)
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--without-sequential", action="store_true", help="leave out the minute that one call after another takes")
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    prompts, modes = cells(args.cells), [mode for mode in PEERS if not (mode == "sequential" and args.without_sequential)]
+    left_out = absent("openai", "httpx_aiohttp", python=args.peers)
+    without = set(PEERS) if "openai" in left_out else {"AsyncOpenAI, DefaultAioHttpClient"} if left_out else set()
+    prompts, modes = cells(args.cells), [mode for mode in PEERS if mode not in without and not (mode == "sequential" and args.without_sequential)]
     server = subprocess.Popen([sys.executable, __file__, "--server"], stdout=subprocess.PIPE, text=True)
     children = {mode: Peer(args.peers, __file__, mode, args.cells, args.concurrency) for mode in modes}
     times, firsts, ledgers, version = {"ours": [], **{mode: [] for mode in modes}}, [], {}, ""
@@ -216,7 +219,7 @@ def main():
         server.kill()
         server.wait()
     medians = {mode: statistics.median(spent) for mode, spent in times.items()}
-    best = min((mode for mode in modes if mode != "sequential"), key=medians.get)
+    best = min((mode for mode in modes if mode != "sequential"), key=medians.get, default=None)
 
     def ratio(mode):
         all_of_them = sorted(theirs / mine for mine, theirs in zip(times["ours"], times[mode]))
@@ -225,7 +228,7 @@ def main():
              "python": platform.python_version(), "openai": version, "best_mode": best, "against": {mode: ratio(mode) for mode in modes},
              "seconds": {mode: [round(s, 3) for s in spent] for mode, spent in times.items()}, "first_answer_s": round(statistics.median(firsts), 3),
              "cells_per_s": {mode: round(args.cells / s) for mode, s in medians.items()}, "ledgers": ledgers, "results": "equal", "ledger": "equal to the server's"}
-    RESULTS.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    record(args.output, found, left_out)
     print(json.dumps({k: found[k] for k in ("best_mode", "against", "cells_per_s", "first_answer_s", "load")}, indent=1))
 
 

@@ -17,13 +17,10 @@ import json
 import os
 import platform
 import statistics
-import sys
 import tempfile
 import time
 from pathlib import Path
 
-# The folder of this file has a profile.py, which torch would take for Python's own.
-sys.path = [p for p in sys.path if Path(p).resolve() != Path(__file__).resolve().parent]
 os.environ.setdefault("LLMOPS_THREADS", "1")
 
 from llmops_workbench.checkpoints import starter_folder  # noqa: E402

@@ -23,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+from peers import absent, record
 
 from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.languages import LANGUAGES, _detect, _engine, detect_languages, language_codes
@@ -134,7 +135,7 @@ def peers(languages):
         try:
             found[build.__name__] = build(languages)
         except ImportError:
-            print(f"{build.__name__} is not installed: left out")
+            pass  # `absent` has said so
     return found
 
 
@@ -190,7 +191,7 @@ def main():
     parser.add_argument("--fit", action="store_true")
     parser.add_argument("--output", type=Path, default=RESULTS)
     given = parser.parse_args()
-    frame = corpus(given.catalogues, given.per_cell)
+    frame, left_out = corpus(given.catalogues, given.per_cell), absent("lingua", "py3langid")
     if given.fit:
         print("intercept, lead, letters:", fit(frame))
         return
@@ -214,9 +215,8 @@ def main():
     assert detect_languages(texts * 2, FIVE)["language"].tolist() == answers["detect_languages"] * 2
     result["texts_per_s"] = {"five": speeds(texts, peers(FIVE)), f"{len(shared)}": speeds(texts[:1000], everything)}
     result["times_faster"] = {case: {name: round(values["detect_languages"] / value, 1) for name, value in values.items()} for case, values in result["texts_per_s"].items()}
-    given.output.parent.mkdir(exist_ok=True)
-    given.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     print(json.dumps(result, indent=1))
+    record(given.output, result, left_out)
 
 
 if __name__ == "__main__":

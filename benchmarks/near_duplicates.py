@@ -1,8 +1,8 @@
 """Near-duplicates beside rensa and datasketch: the same planted pairs to find, recall and precision of each, and the ratio of their times.
 
-    python benchmarks/near_duplicates.py --peers PYTHON [--docs 10000 100000] [--words 80] [--repeats 3]
+    python benchmarks/near_duplicates.py [--peers PYTHON] [--docs 10000 100000] [--words 80] [--repeats 3] [--output FILE]
 
-PYTHON is an interpreter of an environment of its own with rensa and datasketch. One document in ten is a copy of another with one word in twenty changed; all others are drawn word by word
+PYTHON is an interpreter of an environment of its own with rensa and datasketch; without it this one is asked for them, and where they are missing ours is timed and judged alone. One document in ten is a copy of another with one word in twenty changed; all others are drawn word by word
 from a vocabulary with the frequencies of a language. Word sequences of three, a similarity of 0.7, 128 hashes for the peers. The sides take turns, each in its own process; what is timed goes from a list of strings to pairs.
 rensa is run both ways its documentation shows (`RMinHash` a document, and the batch of `RMinHash.digest_matrix_from_token_sets`) and the quicker one counts; datasketch by `MinHash.bulk`. Both with their own LSH. Ours also compares every
 candidate exactly, so its pairs are all true; the peers' are checked here, outside their time. Written to benchmarks/results/near_duplicates.json.
@@ -18,7 +18,7 @@ import sys
 import time
 from pathlib import Path
 
-from peers import Peer
+from peers import Peer, absent, record
 
 RESULTS = Path(__file__).parent / "results" / "near_duplicates.json"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -115,8 +115,10 @@ def quality(pairs, true, similar):
 
 
 def compare(python, peer, n, words, repeats):
-    child, texts = Peer(python, __file__, peer), make_documents(n, words)
-    child.ask(json.dumps({"n": n, "words": words}))
+    "One peer, or none, on documents of one number and length."
+    child, texts = Peer(python, __file__, peer) if peer else None, make_documents(n, words)
+    if child:
+        child.ask(json.dumps({"n": n, "words": words}))
     true, similar = truth(texts)
     start = time.perf_counter()
     mine = ours(texts)
@@ -127,33 +129,38 @@ def compare(python, peer, n, words, repeats):
         start = time.perf_counter()
         ours(texts)
         times.append(time.perf_counter() - start)
-        told = child.ask()
-        peers.append(told["seconds"])
+        if child:
+            told = child.ask()
+            peers.append(told["seconds"])
+    alone = {"documents": n, "words": words, "megabytes": round(sum(map(len, texts)) / 1e6, 1), "ours_s": round(statistics.median(times), 3), "first_call_s": round(first, 3),
+             "true_pairs": len(true), "ours": quality(mine, true, similar)}
+    if not child:
+        return alone
     child.close()
     ratios = sorted(b / a for a, b in zip(times, peers))
-    return {"documents": n, "words": words, "megabytes": round(sum(map(len, texts)) / 1e6, 1), "peer": peer, "ours_s": round(statistics.median(times), 3), "peer_s": round(statistics.median(peers), 3),
-            "first_call_s": round(first, 3), "ratio": round(statistics.median(ratios), 1), "ratio_low": round(ratios[0], 1), "ratio_high": round(ratios[-1], 1), "true_pairs": len(true),
-            "ours": quality(mine, true, similar), "theirs": quality({tuple(p) for p in told["pairs"]}, true, similar), "peer_peak_mb": told["memory"] // 1024}
+    return alone | {"peer": peer, "peer_s": round(statistics.median(peers), 3), "ratio": round(statistics.median(ratios), 1), "ratio_low": round(ratios[0], 1), "ratio_high": round(ratios[-1], 1),
+                    "theirs": quality({tuple(p) for p in told["pairs"]}, true, similar), "peer_peak_mb": told["memory"] // 1024}
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peers", required=True)
+    parser.add_argument("--peers", default=sys.executable, help="an interpreter that has the peers; this one by default")
     parser.add_argument("--docs", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--words", type=int, nargs="+", default=[80])
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
-    found = []
+    found, left_out = [], absent("rensa", "datasketch", python=args.peers)
     for words in args.words:
         for n in args.docs:
-            for peer in PEERS:
+            for peer in [peer for peer in PEERS if peer not in left_out] or [None]:
                 found.append(compare(args.peers, peer, n, words, 1 if peer == "datasketch" and n > 20_000 else args.repeats))
                 print(found[-1], flush=True)
     # Sizes of an earlier call stay.
-    key = lambda row: (row["words"], row["documents"], row["peer"])
-    before = json.loads(RESULTS.read_text(encoding="utf-8"))["results"] if RESULTS.exists() else []
+    key = lambda row: (row["words"], row["documents"], row.get("peer", ""))
+    before = json.loads(args.output.read_text(encoding="utf-8"))["results"] if args.output.exists() else []
     found = sorted([row for row in before if key(row) not in set(map(key, found))] + found, key=key)
-    RESULTS.write_text(json.dumps({"python": platform.python_version(), "similarity": SIMILARITY, "shingle": SHINGLE, "results": found}, indent=1) + "\n", encoding="utf-8")
+    record(args.output, {"python": platform.python_version(), "similarity": SIMILARITY, "shingle": SHINGLE, "results": found}, left_out)
 
 
 if __name__ == "__main__":

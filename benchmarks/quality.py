@@ -4,7 +4,8 @@
 
 The two sides take turns in one process, polars with one thread as ours has; each is timed by the processor time it used, and the median is reported
 with its spread. `--judge` prints how the detectors do on tickets of seed 0, on Python's own documentation and, where it is there, on the real data in
-../shared/data. `--letters` makes the table of letters anew. Written to benchmarks/results/quality.json. polars is no dependency: pip install polars.
+../shared/data. `--letters` makes the table of letters anew. Written to benchmarks/results/quality.json. polars is no dependency (pip install polars); without it ours is
+timed alone and nothing is written.
 """
 
 import argparse
@@ -26,6 +27,7 @@ os.environ.setdefault("LLMOPS_NUMBA", "1")
 
 import numpy as np
 import pandas as pd
+from peers import absent, record
 
 from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.quality import find_cut, find_cuts, measure_boilerplate, measure_gibberish, quality_signals
@@ -106,23 +108,26 @@ def equal_lines(ours, theirs):
     return f"equal; {(ours > 0).mean():.0%} of texts repeat a line"
 
 
-def speed(n_rows, repeats):
+def beside_polars(texts, repeats):
     import polars as pl
-
-    texts = corpus(n_rows)
     frame = pl.DataFrame({"t": texts.tolist()})
     rows = [compare("characters, words, sentences, three shares / polars", lambda: our_counts(texts), lambda: polars_counts(frame), equal_counts, repeats),
             compare("share of repeated lines / polars", lambda: repeated_share(text_buffer(texts), "lines"), lambda: polars_line_repeats(frame), equal_lines, repeats),
             compare("both / polars", lambda: (our_counts(texts), repeated_share(text_buffer(texts), "lines")), lambda: (polars_counts(frame), polars_line_repeats(frame)), lambda a, b: "equal", repeats)]
+    print(f"processor time, median of {repeats} (a ratio above 1: ours is quicker); polars {pl.__version__}, one thread\n")
+    print(pd.DataFrame(rows).to_string(index=False))
+    return rows, pl.__version__
+
+
+def speed(n_rows, repeats):
+    left_out, texts = absent("polars"), corpus(n_rows)
+    rows, version = ([], "") if left_out else beside_polars(texts, repeats)
     n_bytes = len(text_buffer(texts).data)
     quality_signals(texts)
     whole = min(cost(lambda: quality_signals(texts))[0] for _ in range(3))
-    print(f"{n_rows:,} texts, {n_bytes / 1e6:.1f} MB; processor time, median of {repeats} (a ratio above 1: ours is quicker); polars {pl.__version__}, one thread\n")
-    print(pd.DataFrame(rows).to_string(index=False))
-    print(f"\nall signals of quality_signals: {whole:.2f} s, {n_bytes / whole / 1e6:.0f} MB/s")
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps({"rows": n_rows, "bytes": n_bytes, "repeats": repeats, "python": platform.python_version(), "numpy": np.__version__, "polars": pl.__version__,
-                                   "all_signals_s": round(whole, 3), "results": rows}, indent=1) + "\n", encoding="utf-8")
+    print(f"\n{n_rows:,} texts, {n_bytes / 1e6:.1f} MB; all signals of quality_signals: {whole:.2f} s, {n_bytes / whole / 1e6:.0f} MB/s")
+    record(RESULTS, {"rows": n_rows, "bytes": n_bytes, "repeats": repeats, "python": platform.python_version(), "numpy": np.__version__, "polars": version,
+                     "all_signals_s": round(whole, 3), "results": rows}, left_out)
 
 
 # --- the judge ------------------------------------------------------------------------------------------------------

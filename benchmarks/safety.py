@@ -25,6 +25,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 import pandas as pd
+from peers import absent, record
 
 from llmops_workbench.credentials import find_secrets
 from llmops_workbench.helpdesk import generate_helpdesk
@@ -235,7 +236,7 @@ def main():
     parser.add_argument("--seed", type=int, default=0, help="seed of the tickets; not 100 to 102")
     parser.add_argument("--peer-rows", type=int, default=6000, help="tickets for Presidio, which takes most of the time")
     parser.add_argument("--repeats", type=int, default=3, help="rounds beside Presidio, of which the median counts")
-    options = parser.parse_args()
+    options, left_out = parser.parse_args(), absent("presidio_analyzer", "detect_secrets")
     result = {"rows": options.rows, "seed": options.seed, "python": platform.python_version(), "pandas": pd.__version__, "helpdesk": helpdesk(options.rows, options.seed),
               "look_alikes_flagged_of_500": look_alikes(500, options.seed), "python_documentation": prose(), "secrets": secrets(options.seed), "presidio": beside_presidio(options.peer_rows, options.seed, options.repeats)}
     print(pd.DataFrame(result["helpdesk"]["spans"]).to_string(index=False))
@@ -245,8 +246,7 @@ def main():
     if result["presidio"]:
         print(pd.DataFrame(result["presidio"]["spans"]).to_string(index=False))
         print(json.dumps({key: value for key, value in result["presidio"].items() if key != "spans"}, indent=1))
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    RESULTS.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    record(RESULTS, result, left_out)
 
 
 if __name__ == "__main__":

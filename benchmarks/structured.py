@@ -20,8 +20,7 @@ from llmops_workbench.helpdesk import QUERY_SCHEMA, generate_helpdesk
 from llmops_workbench.metrics import score
 from llmops_workbench.models import LocalModel, decode_rows, encode_messages, import_torch, load_model, sample_ids
 
-# In place of this folder, whose profile.py would stand before the library's module of that name, which torch imports.
-sys.path[0] = str(Path(__file__).resolve().parent.parent / "tests")
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from schema_table import REFUSED, SCHEMAS, is_valid  # noqa: E402
 from tiny_models import save_model  # noqa: E402
 

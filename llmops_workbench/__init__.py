@@ -63,6 +63,7 @@ Modules:
 - `llmops_workbench.masks`: Which tokens of an example a model learns, exactly as the trainer will see them
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.matrices`: The answers of a grid side by side: which are right, which differ, and what a reader has to look at
+- `llmops_workbench.measures`: What a column of scores means, and which way is up
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column

@@ -13,6 +13,7 @@ __all__ = ['LEAST_ROWS', 'LEAST_SAVED', 'DEEPEST', 'NAME', 'group_rows', 'plan_b
 # %% ../nbs/08_batches.ipynb #635f3109
 import inspect
 import sys
+import weakref
 from functools import cache
 
 # %% ../nbs/08_batches.ipynb #a4e72059
@@ -175,8 +176,8 @@ class Batch:
         self.capacity, self.n_attended, self.seen_starts = self.width + new_tokens, 0, None
         self.apart = self.n_rows > 1 and self.n_shared > 0 and _attends_apart(torch, network)
         self.past = transformers.DynamicCache(config=network.config)
-        # A single row is read exactly as transformers reads it.
-        if self.n_rows > 1: self.past.layers = [Layer(self) for _ in self.past.layers]
+        # A single row is read exactly as transformers reads it. A layer that held its batch would keep both, and the network, until the next round of the collector.
+        if self.n_rows > 1: self.past.layers = [Layer(weakref.proxy(self)) for _ in self.past.layers]
 
     def _tensor(self, values): return self.torch.tensor(values, device=self.network.device)
 

@@ -38,13 +38,15 @@ def measure_systems(
     metrics:list,       # Metric names
     n_resamples:int,    # Bootstrap samples
     seed:int,           # Fixes them
+    databases:dict|None=None, # Id -> what its queries run on
     **options,          # For `score`, such as lowercase
 ) -> Measured:
     "Score every system once and resample the counts."
     blocks, readers, examples, signatures = [], {}, {}, {}
     place = pd.Index(pairing.ids)
     for system, frame in pairing.frames.items():
-        rows, found = place.get_indexer(frame["id"]), score(frame["prediction"], frame["references"], metrics, **options)
+        database = [databases.get(example) for example in frame["id"]] if databases else None
+        rows, found = place.get_indexer(frame["id"]), score(frame["prediction"], frame["references"], metrics, database=database, **options)
         signatures |= found.signatures
         for metric in metrics:
             readers[system, metric] = lambda counts, found=found, metric=metric: found.value(metric, counts)
@@ -69,7 +71,7 @@ def _add_up(counts, rows, n) -> np.ndarray:
     return total
 
 # %% ../nbs/13_comparison.ipynb #a9381eeb
-YES_NO = ("exact_match", "valid_json", "json_match")
+YES_NO = ("exact_match", "valid_json", "json_match", "sql_match", "valid_sql")
 
 def tabulate(
     pairings:list,      # One a task
@@ -257,6 +259,7 @@ def compare(
     baseline:Optional[str]=None,                            # The system that the others are held against; None: the first
     metrics:Optional[list[str]]=None,                       # Metrics; None: those that suit each task
     lowercase:bool=False,                                   # Ignore case in BLEU, chrF and exact_match
+    database:Optional[str]=None,                            # What answers in SQL run on: a name or path; None: what the systems say in a column database
     n_resamples:Annotated[int, Between(100, 100_000)]=1000, # Bootstrap samples behind intervals and tests
     confidence:Annotated[float, Between(0.5, 0.999)]=0.95,  # Of intervals and verdicts
     dataset:str="helpdesk",                                 # What yardsticks learn from and answer
@@ -280,8 +283,10 @@ def compare(
     alone = sorted({task for frame in found.values() for task in frame["task"]} - set(tasks))
     if alone: notes.append(f"Left out, since not every system did it: {', '.join(alone)}.")
     pairings = [pair(found, task) for task in tasks]
-    chosen = [suitable_metrics(next(iter(pairing.frames.values()))["references"].head(50), metrics) for pairing in pairings]
-    measured = [measure_systems(pairing, names, n_resamples, seed, lowercase=lowercase) for pairing, names in zip(pairings, chosen)]
+    databases = [pairing.databases if database is None else dict.fromkeys(pairing.ids, database) for pairing in pairings]
+    heads = [next(iter(pairing.frames.values())).head(50) for pairing in pairings]
+    chosen = [suitable_metrics(head["references"], metrics, head["id"].map(places) if places else None) for head, places in zip(heads, databases)]
+    measured = [measure_systems(*parts, n_resamples, seed, places, lowercase=lowercase) for *parts, places in zip(pairings, chosen, databases)]
     frame = tabulate(pairings, measured, first, confidence)
     asked = int((frame["kind"].eq("quality") & frame["p_value"].notna()).sum())
     if needed_resamples(asked, 1 - confidence) > n_resamples:

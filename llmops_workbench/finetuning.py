@@ -27,7 +27,7 @@ from .datasets import Dataset, make_dataset, save_snapshot
 from .display import Result, theme
 from .errors import JobError, OutputInUseError, ParameterValueError, explain
 from .examples import read_examples
-from .jobs import Job, active_jobs, attach_job, find_job, say_duration, start_job
+from .jobs import Job, active_jobs, collect_job, find_job, say_duration, start_job
 from .marks import PALETTE
 from .params import Between, check_parameters, defaults_of
 from .settings import load_settings
@@ -273,12 +273,7 @@ def collect_finetune(
     on_progress=None,  # Called with each new status
 ) -> FineTuned:
     "Wait for a fine-tune and read what it left; `JobError` if it failed or was killed. An interrupt of the wait stops the job."
-    job = attach_job(job) if isinstance(job, str) else job
-    if job.target != TARGET: raise JobError(explain(f"Job '{job.job_id}' is no fine-tune", f"It runs {job.target}", "Pass the id of one"))
-    try: result = job.get_result(on_progress=on_progress)
-    except KeyboardInterrupt:
-        job.stop()
-        raise
+    job, result = collect_job(job, TARGET, "fine-tune", on_progress)
     if result is None: raise JobError(explain(f"Job '{job.job_id}' was stopped before it had trained anything", "", "Launch it again"))
     history = read_history(job.events())
     columns = ["id", "task", "prompt", "reference", "completion"]

@@ -22,7 +22,8 @@ import pandas as pd
 from .display import Result
 from .errors import SourceFormatError, explain
 from .escaping import plain
-from .metrics import METRICS, score, suitable_metrics
+from .measures import METRICS, lower_is_better
+from .metrics import score, suitable_metrics
 from .rankings import leaderboard
 from .repeats import roll_up, summarise_repeats
 from .settings import write_atomically
@@ -94,7 +95,7 @@ class Grid(Result):
     frame:pd.DataFrame    # A row a call: example_id, task, model, prompt_name, sampling, repeat, prompt, completion, references, tokens, latency_s, cost, error, metrics
     scores:pd.DataFrame   # model, prompt_name, sampling, task, metric, value, n, n_missing, signature
     costs:pd.DataFrame    # model, prompt_name, sampling, task, n_calls, n_failed, n_cached, tokens, latency_s, cost
-    outputs:dict=field(default_factory=dict) # dataset and split that were asked
+    outputs:dict=field(default_factory=dict) # dataset, and what of the store's prompts was used: prompts (name -> version), samplings (name -> as it was stored)
 
     @cached_property
     def repeated(self) -> pd.DataFrame:
@@ -179,11 +180,12 @@ def _words(grid):
     many = lambda n, word: f"{n:,} {word}" + ("s" if n != 1 else "")
     lines.append(f"{many(s['n_calls'], 'call')}: {many(s['n_examples'], 'example')} of {s['dataset']}, {many(s['n_prompts'], 'prompt')}, "
                  f"{many(s['n_models'], 'model')}.")
+    lines += [f"{name} was asked with the sampling it was stored with: {', '.join(f'{part} {value!r}' for part, value in parts.items())}."
+              for name, parts in grid.outputs.get("samplings", {}).items()]
     for task, rows in grid.scores.assign(system=system_names(grid.scores)).groupby("task", sort=False):
         main = rows[rows["metric"] == rows["metric"].iloc[0]].dropna(subset="value")
         if not len(main): continue
-        up = METRICS[main["metric"].iloc[0]].higher_is_better if main["metric"].iloc[0] in METRICS else True
-        best = main.loc[main["value"].idxmax() if up else main["value"].idxmin()]
+        best = main.loc[main["value"].idxmin() if lower_is_better(main["metric"].iloc[0]) else main["value"].idxmax()]
         lines.append(f"{task}: {best['system']} has the best {best['metric']}, {best['value']:.3g}, on {best['n']} answers." if len(main) > 1 else
                      f"{task}: {best['system']} reaches a {best['metric']} of {best['value']:.3g} on {best['n']} answers.")
     if s["n_failed"]:

@@ -8,7 +8,7 @@ ends it after the present step and `resume` goes on. Under one `key` only one jo
 
 # %% auto #0
 __all__ = ['FINAL_STATES', 'ACTIVE_STATES', 'find_target', 'process_mark', 'Context', 'run_worker', 'Job', 'start_job',
-           'say_duration', 'attach_job', 'find_job', 'list_jobs', 'active_jobs']
+           'say_duration', 'attach_job', 'find_job', 'collect_job', 'list_jobs', 'active_jobs']
 
 # %% ../nbs/07_jobs.ipynb #ab3c91fb
 import hashlib
@@ -394,6 +394,22 @@ def find_job(
     return Job(root/job_id) if job_id and (root/job_id/"job.json").exists() else None
 
 def _job_folders(root): return sorted(path.parent for path in root.glob("*/job.json"))
+
+# %% ../nbs/07_jobs.ipynb #ee096426
+def collect_job(
+    job:Job|str,      # A job, or its id
+    target:str,       # What it has to run
+    kind:str,         # What to call a job that does
+    on_progress=None, # Called with each new status
+    root=None,        # Folder of the jobs; the workspace's by default
+) -> tuple:           # The job, and what its worker function returned
+    "Wait for a job of a kind; `JobError` for one of another kind, or one that failed. An interrupt of the wait stops the job."
+    job = attach_job(job, root) if isinstance(job, str) else job
+    if job.target != target: raise JobError(explain(f"Job '{job.job_id}' is no {kind}", f"It runs {job.target}", "Pass the id of one"))
+    try: return job, job.get_result(on_progress=on_progress)
+    except KeyboardInterrupt:
+        job.stop()
+        raise
 
 # %% ../nbs/07_jobs.ipynb #1d054e13
 @patch

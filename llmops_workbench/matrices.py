@@ -17,6 +17,7 @@ import pandas as pd
 
 from .errors import ParameterValueError, explain, suggest
 from .grids import best_value, system_names
+from .measures import lower_is_better
 from .pairs import pair_answers
 from .repeats import answer_key, distinct_answers
 
@@ -46,7 +47,8 @@ def with_outcomes(
     judged = frame["task"].map(main)
     score = pd.Series([row.get(name, math.nan) if isinstance(name, str) else math.nan for row, name in zip(frame.to_dict("records"), judged)], index=frame.index, dtype="float64")
     top = judged.map(lambda name: best_value(name) if isinstance(name, str) else None)
-    outcome = pd.Series("wrong", index=frame.index).mask(score >= top.astype("float64") - 1e-9, "right")
+    way = judged.map(lambda name: -1 if isinstance(name, str) and lower_is_better(name) else 1)
+    outcome = pd.Series("wrong", index=frame.index).mask(way*(score - top.astype("float64")) >= -1e-9, "right")
     outcome = outcome.mask(frame["completion"].isna(), "pending").mask(error != "", "failed")
     return frame.assign(key=[str(at) for at in range(len(frame))], system=system_names(frame), score=score, outcome=outcome)
 

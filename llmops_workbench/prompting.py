@@ -21,15 +21,15 @@ from typing import Annotated, Literal
 import pandas as pd
 
 from .assertions import check_answers, check_assertions
-from .budgets import Budget
+from .budgets import Budget, check_price
 from .caches import CompletionCache
 from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
-from .errors import JobError, ParameterValueError, explain, suggest
+from .errors import ParameterValueError, explain, suggest
 from .grids import Grid, choose_metrics, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
-from .jobs import Job, attach_job, find_job, start_job
-from .judges import judge as judge_answers, read_rubric
-from .metrics import metric_names
+from .jobs import Job, collect_job, find_job, start_job
+from .judges import JUDGEMENT_TOKENS, answer_messages, judge as judge_answers, read_rubric
+from .measures import metric_names
 from .models import Model, check_model, load_model
 from .params import Between, check_parameters, defaults_of
 from .prompts import Prompt, conversation_text, pin_prompts, read_prompts
@@ -67,7 +67,7 @@ def run_grid(
     n_shots:Annotated[int, Between(0, None)]=0,     # Worked examples before each question, from the train split
     max_new_tokens:Annotated[int, Between(1, None)]=96, # Most tokens of an answer
     temperature:Annotated[float, Between(0, None)]=0.0, # 0 takes the likeliest token
-    samplings:dict | None=None,       # Name -> what differs: max_new_tokens, temperature, top_p, seed, stop; None samples one way
+    samplings:dict | None=None,       # Name -> what differs: max_new_tokens, temperature, top_p, seed, stop; None samples one way, prompts of the store as they were stored
     repeats:Annotated[int, Between(1, None)]=1,     # How often each question is asked
     metrics:list[str] | None=None,    # Metric names; None takes those that suit each task
     assertions:list | None=None,      # What has to hold of every answer, such as {"contains": "ok"} or {"max_words": 50}
@@ -105,6 +105,14 @@ class Order:
     samplings:dict      # Name -> arguments of `Model.generate`
     cases:pd.DataFrame  # Every prompt for every example
     stored:dict         # Those prompts that come from the store: name -> prompt:NAME@version
+    own:dict            # Arguments of `Model.generate` for those that were stored with a sampling
+
+    def sampling(self,
+        prompt:str,      # Name of a prompt
+        name:str,        # Name of a sampling
+    ) -> dict:
+        "The arguments of `Model.generate`."
+        return self.own.get(prompt, self.samplings[name])
 
     def calls(self,
         model:str,       # What to call the model
@@ -124,19 +132,32 @@ def read_order(
     p = {**defaults_of(run_grid), **check_parameters(run_grid, {name: value for name, value in params.items() if name != "models"}, "run_grid()"), "models": models}
     if p["metrics"] is not None: metric_names(p["metrics"])
     if p["judge"] is not None: check_judge(p["judge"])
-    samplings = read_samplings(p["samplings"], max_new_tokens=p["max_new_tokens"], temperature=p["temperature"], seed=p["seed"])
+    common = {name: p[name] for name in ("max_new_tokens", "temperature", "seed")}
+    samplings = read_samplings(p["samplings"], **common)
     p["prompts"], stored = (None, {}) if p["prompts"] is None else pin_prompts(p["prompts"])
+    own = _own_samplings(stored, common) if p["samplings"] is None else {}
     # What was prepared is asked as it was learnt, with the headings of its own format.
     prompts = read_prompts([Prompt("as prepared", "{prompt}", escape_markers=False)] if p["prompts"] is None else p["prompts"])
     questions = collect_questions(p["dataset"], p["split"], p["n_examples"], p["task"], p["tasks"], p["shots_from"], p["clean_only"], p["seed"],
-                                  [c for prompt in prompts for c in prompt.columns])
+                                  [c for part in (*prompts, *check_assertions(p["assertions"] or [])) for c in part.columns])
     cases = make_cases(questions, prompts, {"rule": "random", "n": p["n_shots"], "seed": p["seed"]})
     databases = questions.examples.set_index(["task", "example_id"])["database"] if p["database"] is None and "database" in questions.examples else None
     if p["database"] is not None: cases["database"] = p["database"]
     elif databases is not None: cases["database"] = [databases[key] for key in zip(cases["task"], cases["example_id"])]
     if p["assertions"] is not None: check_assertions(p["assertions"], [*cases.columns, *_COUNTED, *questions.examples.columns])
     _check_models(models)
-    return Order(p, questions, prompts, samplings, cases, stored)
+    if p["most_cost"] is not None: _check_prices([*models, *([p["judge"]["model"]] if p["judge"] else [])], p["most_cost"])
+    return Order(p, questions, prompts, samplings, cases, stored, own)
+
+def _own_samplings(stored, common) -> dict:
+    "How prompts of the store are asked: as they were stored, save in what this grid says otherwise."
+    from llmops_workbench.store import open_store
+    usual, found = defaults_of(run_grid), {}
+    said = {name: value for name, value in common.items() if value != usual[name]}
+    for name, reference in stored.items():
+        parts = open_store().load_prompt(*reference.removeprefix("prompt:").split("@")).parts.get("sampling")
+        if parts: found[name] = {**read_samplings({reference: parts}, **common)[reference], **said}
+    return found
 
 _COUNTED = ("completion", "completion_tokens", "prompt_tokens", "latency_s", "cost")
 
@@ -150,6 +171,12 @@ def check_judge(
     check_model(judge["model"])
     read_rubric(judge["rubric"])
 
+def _check_prices(models, most_cost):
+    "A limit on money needs every price; what runs here costs nothing."
+    for model in models:
+        if isinstance(model, str) and model.startswith(("http://", "https://")): model = load_model(model)
+        if isinstance(model, Model): check_price(Budget(most_cost=most_cost), model.name, model.price)
+
 def _check_models(models):
     "Models that exist and whose names tell them apart."
     for model in models: check_model(model)
@@ -160,25 +187,32 @@ def _check_models(models):
 # %% ../nbs/12_prompting.ipynb #40ab146f
 def plan_grid(
     **parameters,  # As for `run_grid`
-) -> pd.DataFrame: # model, prompt_name, sampling, task, n_calls, prompt_tokens, most_completion_tokens, most_cost (NaN where no price is known)
-    "Calls, tokens and the highest possible cost of a grid before it runs."
-    order, rows = read_order({name: value for name, value in parameters.items() if name not in _HOOKS}), []
-    asked = order.cases[order.cases["error"] == ""]
-    texts = [conversation_text(messages) for messages in asked["messages"]]
-    for model in order.params["models"]:
-        model = load_model(model) if isinstance(model, str) else model
-        read_tokens = pd.Series(model.count_tokens(texts), index=asked.index)*order.params["repeats"]
-        price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
-        for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
-            for sampling, parts in order.samplings.items():
-                n, read = len(cell)*order.params["repeats"], int(read_tokens[cell.index].sum())
-                most = n*parts["max_new_tokens"]
-                rows.append({"model": model.name, "prompt_name": prompt, "sampling": sampling, "task": task, "n_calls": n, "prompt_tokens": read,
-                             "most_completion_tokens": most, "most_cost": read*price[0] + most*price[1]})
-    return pd.DataFrame(rows)
+) -> pd.DataFrame: # model, prompt_name, sampling, task, n_calls, prompt_tokens, most_completion_tokens, most_cost (NaN where no price is known), role (answer, judge)
+    "Calls, tokens and the highest possible cost of a grid before it runs, those of a judge in rows of their own."
+    order = read_order({name: value for name, value in parameters.items() if name not in _HOOKS})
+    asked, models, judge = order.cases[order.cases["error"] == ""], order.params["models"], order.params["judge"]
+    rows = [row for model in models for row in _plan_model(order, asked, model)]
+    if judge: rows += _plan_model(order, asked, judge["model"], read_rubric(judge["rubric"]), len(models))
+    return pd.DataFrame(rows, columns=["model", "prompt_name", "sampling", "task", "n_calls", "prompt_tokens", "most_completion_tokens", "most_cost", "role"])
+
+def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
+    "A row a prompt, task and sampling of one model, which is let go with the end of this function; with a rubric it judges so many answers to each question."
+    model, rows = load_model(model) if isinstance(model, str) else model, []
+    asks = [answer_messages(rubric, row, "") for row in asked.to_dict("records")] if rubric else asked["messages"]
+    read_tokens = pd.Series(model.count_tokens([conversation_text(messages) for messages in asks]), index=asked.index)
+    price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
+    for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
+        for sampling in order.samplings:
+            times, longest = order.params["repeats"]*n_answers, order.sampling(prompt, sampling)["max_new_tokens"]
+            n = len(cell)*times
+            # Each token of an answer may be a line, and a judge reads a bar before every line.
+            read = int(read_tokens[cell.index].sum())*times + (2*longest*n if rubric else 0)
+            most = n*(JUDGEMENT_TOKENS if rubric else longest)
+            rows.append((model.name, prompt, sampling, task, n, read, most, read*price[0] + most*price[1], "judge" if rubric else "answer"))
+    return rows
 
 # %% ../nbs/12_prompting.ipynb #682de24b
-def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame:
+def _ask(model, calls, order, hooks, on_progress, on_answer) -> pd.DataFrame:
     "Completions of all calls of a model; calls that cannot be asked keep their error. One batch for each sampling and schema."
     found = [failed(error or "it was not asked") for error in calls["error"]]
     schemas = calls["schema"].map(lambda schema: json.dumps(schema, sort_keys=True) if schema else "")
@@ -188,9 +222,10 @@ def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame
         if on_answer: on_answer(position, completion)
     for position, error in enumerate(calls["error"]):
         if error and on_answer: on_answer(position, found[position])
-    for (sampling, schema), rows in calls[calls["error"] == ""].groupby(["sampling", schemas], sort=False):
+    own = calls["prompt_name"].where(calls["prompt_name"].isin(order.own), "")
+    for (sampling, prompt, schema), rows in calls[calls["error"] == ""].groupby(["sampling", own, schemas], sort=False):
         positions, before = rows.index.tolist(), done
-        frame = model.generate(rows["messages"].tolist(), schema=json.loads(schema) if schema else None, **samplings[sampling], **hooks,
+        frame = model.generate(rows["messages"].tolist(), schema=json.loads(schema) if schema else None, **order.sampling(prompt, sampling), **hooks,
                                on_completion=lambda at, completion, positions=positions: take(positions[at], completion),
                                on_progress=on_progress and (lambda n, total, before=before: on_progress(before + n)))
         # What the model passed over is in the frame only.
@@ -199,6 +234,21 @@ def _ask(model, calls, samplings, hooks, on_progress, on_answer) -> pd.DataFrame
         done += len(rows)
     return completion_frame(found)
 
+def _ask_model(order, i, hooks, on_progress, on_answer) -> tuple:
+    "All calls of one model with what came back, its name and the format it computed in; it is let go with the end of this function."
+    model, stop = order.params["models"][i], hooks.get("should_stop")
+    if isinstance(model, str) and not (stop and stop()):
+        if on_progress: on_progress(i*order.n_calls//len(order.params["models"]), order.n_calls, f"loading {model}")
+        model = load_model(model, dtype=order.params["dtype"])
+    name = model.name if isinstance(model, Model) else model
+    calls = order.calls(name)
+    first = i*len(calls)
+    if isinstance(model, Model):
+        report = on_progress and (lambda n: on_progress(first + n, order.n_calls, name))
+        got = _ask(model, calls, order, hooks, report, on_answer and (lambda at, completion: on_answer(first + at, completion)))
+    else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
+    return calls.drop(columns="error").join(got), name, getattr(model, "dtype_name", "")
+
 def answer(
     order:Order,
     hooks:dict,       # Further arguments of `Model.generate`
@@ -206,18 +256,11 @@ def answer(
     on_answer=None,   # Called with (row of the frame, Completion)
 ) -> Grid:
     "Ask and score."
-    parts, stop, formats = [], hooks.get("should_stop"), {}
-    for i, model in enumerate(order.params["models"]):
-        if on_progress and isinstance(model, str): on_progress(i*order.n_calls//len(order.params["models"]), order.n_calls, f"loading {model}")
-        if not (stop and stop()): model = load_model(model, dtype=order.params["dtype"]) if isinstance(model, str) else model
-        name = model.name if isinstance(model, Model) else model
-        calls = order.calls(name)
-        if getattr(model, "dtype_name", ""): formats[name] = model.dtype_name
-        first, report = i*len(calls), on_progress and (lambda n, first=i*len(calls), name=name: on_progress(first + n, order.n_calls, name))
-        if isinstance(model, Model):
-            got = _ask(model, calls, order.samplings, hooks, report, on_answer and (lambda at, c, first=first: on_answer(first + at, c)))
-        else: got = completion_frame([failed(error or "it was stopped before it was asked") for error in calls["error"]])
-        parts.append(calls.drop(columns="error").join(got))
+    parts, formats = [], {}
+    for i in range(len(order.params["models"])):
+        calls, name, dtype_name = _ask_model(order, i, hooks, on_progress, on_answer)
+        parts.append(calls)
+        if dtype_name: formats[name] = dtype_name
     frame, scores = _judge(order, *_score(order, pd.concat(parts, ignore_index=True), order.params["metrics"]), hooks)
     first = ["example_id", "task", "model", "prompt_name", "sampling", "repeat", "question", "prompt", "completion", "references"]
     frame = frame[[*first, *(c for c in frame if c not in (*first, "messages", "schema"))]]
@@ -227,7 +270,8 @@ def answer(
                         dtypes=formats, n_incomplete=left_out["incomplete"], n_wrong_label=left_out["wrong_label"])
     return Grid(summary, frame, scores, sum_costs(frame), _outputs(order))
 
-def _outputs(order): return {"dataset": order.questions.dataset.reference, **({"prompts": order.stored} if order.stored else {})}
+def _outputs(order):
+    return {"dataset": order.questions.dataset.reference, **({"prompts": order.stored} if order.stored else {}), **({"samplings": order.own} if order.own else {})}
 
 # %% ../nbs/12_prompting.ipynb #865aef45
 def _score(order, frame, metrics) -> tuple:
@@ -259,7 +303,8 @@ def launch_grid(
 ) -> Job:     # Running, or resumed
     "Start a grid and return at once; a `UserError` says what is wrong with models, data, prompts or parameters."
     order = read_order(params)
-    live = [model.name for model in order.params["models"] if isinstance(model, Model)]
+    judge = order.params["judge"] or {}
+    live = [model.name for model in (*order.params["models"], judge.get("model")) if isinstance(model, Model)]
     if live: raise ParameterValueError(explain(f"The model '{live[0]}' exists only in this process", "A job takes models by name", "Call run_grid instead"))
     dataset = order.params["dataset"]
     asked = {**order.params, "dataset": dataset if isinstance(dataset, str) else save_snapshot(order.questions.dataset)}
@@ -288,13 +333,8 @@ def collect_grid(
     job:Job | str,    # From `launch_grid`, or its id
     on_progress=None, # Called with each new status
 ) -> Grid:
-    "Wait for a grid and read it; `JobError` if it failed or was killed."
-    job = attach_job(job) if isinstance(job, str) else job
-    if job.target != TARGET: raise JobError(explain(f"Job '{job.job_id}' is no grid", f"It runs {job.target}", "Pass the id of one"))
-    try: job.get_result(on_progress=on_progress)
-    except KeyboardInterrupt:
-        job.stop()
-        raise
+    "Wait for a grid and read it; `JobError` if it failed or was killed. An interrupt of the wait stops the job."
+    job, _ = collect_job(job, TARGET, "grid", on_progress)
     return load_grid(job.dir/"grid")
 
 # %% ../nbs/12_prompting.ipynb #ba46e954

@@ -19,7 +19,7 @@ import pandas as pd
 from .datasets import require_columns
 from .errors import ParameterValueError, explain
 from .intervals import least_p, mean_interval, wilson
-from .metrics import METRICS
+from .measures import lower_is_better
 from .pairs import systems_of
 from .significance import difference_p_value, holm, interval, needed_resamples, resampled_sums
 
@@ -80,7 +80,7 @@ def leaderboard(
     by = [by] if isinstance(by, str) else list(by)
     require_columns(frame, [example, metric, *by], "leaderboard")
     if not len(frame): raise ParameterValueError(explain("There is no answer to rank", "At least one is needed", "Check what was filtered out"))
-    up = (METRICS[metric].higher_is_better if metric in METRICS else True) if higher_is_better is None else higher_is_better
+    up = not lower_is_better(metric) if higher_is_better is None else higher_is_better
     systems = systems_of(frame, by)
     wide = _wide(frame, systems, metric, example)
     scored, rows = wide.loc[:, wide.notna().any()], []

@@ -20,7 +20,8 @@ import pandas as pd
 from .datasets import require_columns
 from .errors import MissingColumnError, ParameterValueError, explain, suggest
 from .intervals import mean_interval
-from .metrics import METRICS, canonical, parse_json
+from .measures import METRICS
+from .metrics import canonical, parse_json
 
 # %% ../nbs/09_repeats.ipynb #aa903fa8
 class DistinctAnswer(NamedTuple):

@@ -21,9 +21,9 @@ COSTS = ("latency_s", "prompt_tokens", "completion_tokens", "cost")   # Beside q
 _NAMES = {"example_id": "id", "completion": "prediction", "output": "prediction", "reference": "references", "prompt": "input", "text": "input"}
 
 def as_system(
-    frame:pd.DataFrame,   # id, prediction (or completion), references (or reference); optional task, repeat, input, error and costs
+    frame:pd.DataFrame,   # id, prediction (or completion), references (or reference); optional task, repeat, input, error, database and costs
     where:str,            # What to call it in messages
-) -> pd.DataFrame:        # id, task, repeat, input, prediction, references, scored and costs
+) -> pd.DataFrame:        # id, task, repeat, input, prediction, references, scored, and database and costs where they are known
     "A frame of answers in the one form; `MissingColumnError` without id, prediction or references."
     frame = frame.rename(columns={old: new for old, new in _NAMES.items() if new not in frame and old in frame})
     require_columns(frame, ["id", "prediction", "references"], "the columns of a system", where)
@@ -33,7 +33,8 @@ def as_system(
     failed = frame["error"].fillna("").astype(str).ne("") if "error" in frame else False
     # A crashed or missing answer is not a wrong one: it is left out and counted.
     system["scored"] = system["prediction"].notna() & ~failed & system["references"].map(len).gt(0)
-    return system.assign(**{name: pd.to_numeric(frame[name]) for name in COSTS if name in frame}).reset_index(drop=True)
+    more = {name: pd.to_numeric(frame[name]) for name in COSTS if name in frame} | ({"database": frame["database"]} if "database" in frame else {})
+    return system.assign(**more).reset_index(drop=True)
 
 def _as_references(value) -> list:
     if isinstance(value, str): return [value]
@@ -100,6 +101,12 @@ class Pairing:
     ids: list           # The common examples, sorted
     frames: dict        # System -> its rows on these examples, in this order
     counts: dict        # System -> rows that were not scored, and examples that others lack
+
+    @property
+    def databases(self) -> dict:
+        "Id -> what queries run on, for the examples of which a system says it."
+        named = [frame.dropna(subset="database") for frame in self.frames.values() if "database" in frame]
+        return {example: database for frame in reversed(named) for example, database in zip(frame["id"], frame["database"])}
 
 def pair(
     systems:dict,   # Name -> frame of `as_system`

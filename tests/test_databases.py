@@ -15,6 +15,7 @@ from pathlib import Path
 import pandas as pd
 import pytest
 
+from llmops_workbench.comparison import compare
 from llmops_workbench.completions import ScriptedModel
 from llmops_workbench.databases import compare_results, describe_database, extract_sql, judge_queries, orders_rows, run_query
 from llmops_workbench.datasets import read_dataset
@@ -604,3 +605,25 @@ def test_a_query_is_run_once_however_many_answers_share_it(prepared, monkeypatch
     monkeypatch.setattr(QueryReader, "run", lambda self, sql, run=QueryReader.run, **more: asked.append(sql) or run(self, sql, **more))
     judge_queries([test["completion"].iloc[0]] * 20, [[sql] for sql in test["completion"]], test["database"].tolist())
     assert len(asked) == len(set(asked)) == test["completion"].nunique()
+
+
+def test_systems_that_write_sql_are_compared_by_execution(prepared, workspace):
+    "The column `database` was lost on the way, and a comparison had no way to name one: queries were compared as texts."
+    wrong = ScriptedModel(lambda messages: "SELECT 'nothing of the kind'", name="wrong")
+    run = run_grid([wrong, _writer(prepared.frame)], "helpdesk-sql", n_examples=30, max_new_tokens=500).log(stage="prompt")
+    found = compare([f"run:{run}"], n_resamples=200)
+    value = found.frame[found.frame["kind"] == "quality"].set_index(["system", "metric"])["value"]
+    assert set(value.index.get_level_values(1)) == {"sql_match", "valid_sql"} and value["wrong", "valid_sql"] == 1
+    assert value["wrong", "sql_match"] == 0 < value["writer", "sql_match"] == value["writer", "valid_sql"] < 1
+    assert set(found.examples["change"]) == {"same", "mended"}
+    # Predictions that say nothing of a database get the one that is named; what was asked of it comes before what they say.
+    frames = {name: found.examples[["id", "references"]].assign(prediction=found.examples[column]) for name, column in (("wrong", "baseline_prediction"), ("writer", "prediction"))}
+    database = prepared.frame["database"][0]
+    again = compare(frames, database=database, n_resamples=200).frame
+    assert again.query("kind == 'quality'").set_index(["system", "metric"])["value"].to_dict() == value.to_dict()
+    lost = {name: frame.assign(database="no-such-database") for name, frame in frames.items()}
+    assert len(compare(lost, database=database, n_resamples=200).frame)
+    with pytest.raises(SourceNotFoundError, match="no-such-database"): compare(lost, n_resamples=200)
+    # A system without the column is held to that of the other.
+    half = {"wrong": frames["wrong"], "writer": frames["writer"].assign(database=database)}
+    assert compare(half, n_resamples=200).frame.query("kind == 'quality'").set_index(["system", "metric"])["value"].to_dict() == value.to_dict()

@@ -13,7 +13,7 @@ import pytest
 
 from llmops_workbench import jobs
 from llmops_workbench.errors import JobError, WorkspaceError
-from llmops_workbench.jobs import Context, Job, attach_job, find_job, list_jobs, start_job
+from llmops_workbench.jobs import Context, Job, attach_job, collect_job, find_job, list_jobs, start_job
 from llmops_workbench.locks import file_lock, try_lock
 
 WORKERS = '''
@@ -290,3 +290,23 @@ def test_a_lock_file_may_be_removed_without_letting_two_in(tmp_path, monkeypatch
     assert second is not None and path.exists() and try_lock(path) is None
     second.release(remove=True)
     assert not path.exists()
+
+
+# Collecting
+
+def test_an_interrupt_of_the_wait_stops_the_job_and_is_passed_on(root):
+    job = start_job("workers:count", {"to": 100_000}, root=root)
+
+    def stop(status):
+        if status["done"]: raise KeyboardInterrupt
+    with pytest.raises(KeyboardInterrupt): collect_job(job.job_id, "workers:count", "count", stop, root)
+    assert job.wait(60)["state"] == "cancelled" and job.status()["done"] < 100_000
+
+
+def test_a_job_of_another_kind_is_not_waited_for(root):
+    from llmops_workbench.finetuning import collect_finetune
+    from llmops_workbench.prompting import collect_grid
+    job = start_job("workers:count", {"to": 100_000}, root=root)
+    for collect, kind in ((collect_grid, "grid"), (collect_finetune, "fine-tune")):
+        with pytest.raises(JobError, match=f"is no {kind}. It runs workers:count"): collect(job)
+    assert job.status()["state"] in ("pending", "running")

@@ -148,6 +148,36 @@ def test_a_wrong_assertion_is_named_before_anything_is_checked(assertion, words)
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
 
+class CountingServer(BaseHTTPRequestHandler):
+    "Serves a schema to whoever asks, and counts."
+    hits = 0
+
+    def do_GET(self):
+        type(self).hits += 1
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(b'{"type": "object"}')
+
+    def log_message(self, *args): pass
+
+
+@pytest.mark.parametrize("use", [
+    lambda schema: score(['{"a": 1}'], ['{"a": 1}'], ["valid_json"], json_schema=schema),
+    lambda schema: check_answers(['{"a": 1}'], [{"is_json": schema}])], ids=["metrics", "assertions"])
+def test_a_schema_elsewhere_is_never_fetched(use):
+    "jsonschema's own registry asked the network for it, once an answer."
+    server = ThreadingHTTPServer(("127.0.0.1", 0), CountingServer)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    CountingServer.hits = 0
+    try:
+        with pytest.raises(ParameterValueError, match="fault at \\$ref.*nothing is fetched") as caught:
+            use({"$ref": f"http://127.0.0.1:{server.server_port}/x.json"})
+    finally:
+        server.shutdown()
+        server.server_close()
+    assert CountingServer.hits == 0 and "\n" not in str(caught.value)
+
+
 def test_what_a_function_of_the_user_does_stays_in_its_row(tmp_path):
     (tmp_path / "checks.py").write_text("""
 import sys

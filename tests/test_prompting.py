@@ -1,6 +1,7 @@
 """Grids: the same examples for every model, nothing dropped, nothing leaked, nothing evaluated."""
 
 import json
+import weakref
 
 import numpy as np
 import pandas as pd
@@ -101,6 +102,32 @@ def test_a_prompt_of_the_store(workspace):
     assert grid.frame["prompt"].str.startswith("Product of: The ").all()
     with pytest.raises(SourceNotFoundError):
         run_grid([reader()], tickets(), {"stored": "prompt:other"}, split="all", tasks=TASKS, n_examples=2)
+
+
+def test_a_prompt_of_the_store_is_asked_as_it_was_stored(workspace):
+    "A version is everything that decides the answers; its sampling was kept and never used."
+    from llmops_workbench.store import open_store
+    asked = []
+
+    class Spy(ScriptedModel):
+        def complete(self, conversations, sampling):
+            asked.append((conversations[0][-1]["content"].split()[0], sampling.temperature, sampling.max_new_tokens, sampling.stop))
+            return super().complete(conversations, sampling)
+    open_store().register_prompt("hot", {"template": "Hot: {text}", "sampling": {"temperature": 0.7, "max_new_tokens": 7, "stop": ["\n"]}, "model": "other"})
+    given = dict(models=[Spy("echo", name="echo")], dataset=tickets(), prompts={"hot": "prompt:hot", "plain": "Plain: {text}"}, split="all", tasks={"p": TASKS["product"]}, n_examples=2)
+    grid = run_grid(**given)
+    assert asked == [("Hot:", 0.7, 7, ("\n",)), ("Plain:", 0.0, 96, ())]
+    assert open_store().get_run(grid.log(stage="prompt")).outputs["samplings"]["hot"]["temperature"] == 0.7
+    assert any(line.startswith("hot was asked with the sampling it was stored with: ") for line in grid.words())
+    assert plan_grid(**given).set_index("prompt_name")["most_completion_tokens"].to_dict() == {"hot": 2*7, "plain": 2*96}
+    asked.clear()
+    run_grid(**given, max_new_tokens=5)
+    assert asked[0] == ("Hot:", 0.7, 5, ("\n",)), "what is said in this grid comes first"
+    asked.clear()
+    assert "samplings" not in run_grid(**given, samplings={"cold": {"temperature": 0.1}}).outputs
+    assert asked == [("Hot:", 0.1, 96, ())]
+    open_store().register_prompt("odd", {"template": "{text}", "sampling": {"temprature": 1}})
+    with pytest.raises(ParameterValueError, match="sampling 'prompt:odd@1' has the part 'temprature'.*temperature"): run_grid(**{**given, "prompts": {"a": "prompt:odd"}})
 
 
 # Questions
@@ -282,6 +309,24 @@ def test_a_job_streams_its_answers_and_gives_the_grid_of_the_process(workspace):
     assert whole["outcome"].tolist() == final["outcome"].tolist() and running.outputs == grid.outputs
 
 
+@pytest.mark.parametrize("use", [run_grid, plan_grid])
+def test_one_model_is_in_memory_at_a_time(use, tmp_path, monkeypatch):
+    "The model that had answered stayed until the next was loaded, and the last one beside the judge: twice the memory."
+    from llmops_workbench import judges, models, prompting
+    alive, most = weakref.WeakSet(), []
+
+    def load(*given, **options):
+        most.append(len(alive))
+        model = models.load_model(*given, **options)
+        for part in (model, model.network): alive.add(part)
+        return model
+    for module in (prompting, judges): monkeypatch.setattr(module, "load_model", load)
+    names = [str(save_model(tmp_path / name, seed=seed)) for seed, name in enumerate("abc")]
+    use(models=names[:2], dataset=tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=2, max_new_tokens=4, cache=False,
+        judge={"model": names[2], "rubric": {"question": "Does it help?"}}, on_progress=lambda *told: None)
+    assert most == [0]*3 and not alive
+
+
 def test_progress_covers_all_models():
     seen = []
     run_grid([reader("a"), reader("b")], tickets(), split="all", tasks=TASKS, n_examples=3, on_progress=lambda *a: seen.append(a))
@@ -305,6 +350,22 @@ def test_nothing_is_asked_before_all_is_checked():
     assert asked == []
 
 
+@pytest.mark.parametrize("given", [{"models": ["reader", "http://127.0.0.1:9/v1#m"]}, {"models": ["reader"], "judge": {"model": "http://127.0.0.1:9/v1#m", "rubric": {"question": "?"}}}])
+def test_a_missing_price_stops_a_grid_before_its_first_call(given):
+    "With a limit on money the first model was asked and paid before the second, or the judge, was refused."
+    asked = []
+    spy = ScriptedModel(lambda m: asked.append(m) or "x", name="spy")
+    with pytest.raises(ParameterValueError, match="no price of .*127.0.0.1"):
+        run_grid(**{**given, "models": [spy, *given["models"][1:]]}, dataset=tickets(), split="all", tasks=TASKS, n_examples=2, most_cost=1.0)
+    assert asked == []
+
+
+def test_a_job_takes_no_judge_that_lives_here():
+    from llmops_workbench.prompting import launch_grid
+    with pytest.raises(ParameterValueError, match="The model 'judge' exists only in this process"):
+        launch_grid(models=["fake:echo"], dataset=tickets(), split="all", tasks=TASKS, n_examples=2, judge={"model": ScriptedModel("echo", name="judge"), "rubric": {"question": "?"}})
+
+
 def test_the_plan_counts_what_the_run_does():
     given = dict(models=[reader()], dataset=tickets(), prompts={"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=7, repeats=3,
                  max_new_tokens=5)
@@ -313,6 +374,38 @@ def test_the_plan_counts_what_the_run_does():
     assert (plan["most_completion_tokens"] == plan["n_calls"]*5).all() and plan["most_cost"].sum() == 0
     with pytest.raises(UnknownParameterError):
         plan_grid(**given, repeat=1)
+
+
+def test_a_plan_counts_the_calls_of_the_judge():
+    "It said what the answers cost, and the judge read every one of them on top."
+    asked = []
+    judge = ScriptedModel(lambda messages: asked.append(messages) or '{"reason": "It names the product.", "score": 4}', name="judge")
+    given = dict(models=[reader("a"), reader("b")], dataset=tickets(), prompts={"x": "The {text}", "y": "JSON The {text}"}, split="all", tasks=TASKS, n_examples=3, repeats=2,
+                 max_new_tokens=5, samplings={"short": {}, "long": {"max_new_tokens": 20}}, judge={"model": judge, "rubric": {"question": "Does it help?", "scale": [1, 5]}}, cache=False)
+    plan, grid = plan_grid(**given), run_grid(**given)
+    assert asked and plan["n_calls"].sum() == 2*len(grid.frame) == 2*len(asked)
+    assert plan.groupby("role")["n_calls"].sum().to_dict() == {"answer": len(grid.frame), "judge": len(asked)}
+    judged = plan[plan["role"] == "judge"]
+    read = grid.frame.groupby(["prompt_name", "task", "sampling"])["judge_prompt_tokens"].sum()
+    assert (judged.set_index(["prompt_name", "task", "sampling"])["prompt_tokens"].sort_index() >= read.sort_index()).all() and set(judged["model"]) == {"judge"}
+    assert judged["most_completion_tokens"].sum() >= grid.frame["judge_completion_tokens"].sum()
+    assert plan.groupby("role")["prompt_tokens"].sum()["judge"] <= 4*grid.frame["judge_prompt_tokens"].sum(), "a bound, and not far off"
+
+
+def test_the_cost_of_a_plan_holds_the_judge():
+    from llmops_workbench.endpoints import Endpoint
+    dear = Endpoint("http://127.0.0.1:9/v1#m", prices={"m": (1.0, 2.0)})
+    given = dict(models=[reader()], dataset=tickets(), split="all", tasks=TASKS, n_examples=2, max_new_tokens=10)
+    plan = plan_grid(**given, judge={"model": dear, "rubric": {"question": "Does it help?"}})
+    assert plan["most_cost"].sum() == (plan["prompt_tokens"] + 2*plan["most_completion_tokens"])[plan["role"] == "judge"].sum() > 0
+
+
+def test_a_plan_of_nothing_has_its_columns():
+    "A prompt that cannot be rendered for any row is no call; the panel sums the columns."
+    from llmops_workbench.widgets.prompt import say_plan
+    plan = plan_grid(models=[reader()], dataset=tickets(), prompts={"p": {"template": "{{ text.missing.deeper }}", "syntax": "jinja"}}, split="all",
+                     tasks={"p": TASKS["product"]}, n_examples=2, judge={"model": "fake:echo", "rubric": {"question": "Does it help?"}})
+    assert len(plan) == 0 and say_plan(plan).startswith("0 calls")
 
 
 def test_the_cost_of_a_plan_comes_from_the_prices():
@@ -367,3 +460,109 @@ def test_references_of_a_real_task(shared_data):
                     lowercase=True)
     assert len(grid.frame) == 547 and grid.frame["references"].map(len).sum() <= 4672
     assert grid.scores["signature"][0].startswith("nrefs:var|case:lc")
+
+
+def test_where_less_is_better_the_best_answers_are_right():
+    "Every answer was at least as good as the 0 edits of a right one, and all were marked right."
+    from llmops_workbench.matrices import with_outcomes
+    grid = run_grid([ScriptedModel(lambda m: "the vpn", name="m")], tickets(8).assign(product=lambda f: "the " + f["product"]), split="all", tasks={"p": TASKS["product"]}, n_examples=0, metrics=["ter"])
+    judged = with_outcomes(grid.frame, grid.scores)
+    assert judged["outcome"].tolist() == ["right" if "vpn" in prompt else "wrong" for prompt in judged["prompt"]]
+
+
+# Assertions and judges within a grid
+
+HELPS = {"question": "Does it help?", "scale": [1, 5]}
+
+
+def in_room(text):
+    return int(text.split("room ")[1].split()[0])
+
+
+def test_the_score_of_a_judge_is_the_mean_of_its_verdicts():
+    def verdict(messages):
+        answer = messages[-1]["content"].split("The answer to judge:\n| ")[1].split("\n")[0]
+        return json.dumps({"reason": f"It says {answer}.", "score": {"vpn": 5, "printer": 4, "mail": 2, "laptop": 1}[answer]})
+    grid = run_grid([reader()], tickets(8), {"p": "The {text}"}, split="all", tasks={"p": TASKS["product"]}, n_examples=0, judge={"model": ScriptedModel(verdict, name="judge"), "rubric": HELPS})
+    said = grid.frame.set_index("completion")["judge_score"].to_dict()
+    assert said == {"vpn": 5.0, "printer": 4.0, "mail": 2.0, "laptop": 1.0}
+    row = grid.scores.set_index("metric").loc["judge_score"]
+    assert (row["value"], row["n"], row["n_missing"]) == (3.0, 8, 0) and row["signature"].startswith("judge: ")
+    assert grid.frame["judge_reason"].tolist() == [f"It says {answer}." for answer in grid.frame["completion"]]
+    assert grid.leaderboard("judge_score")["value"].tolist() == [3.0]
+
+
+def test_what_a_judge_leaves_open_is_counted_and_not_lost():
+    "Garbage, a step off the scale, two verdicts and a failed call: each row is there, with its reason and without a score."
+    odd = {0: "I like it very much", 1: '{"reason": "x", "score": 9}', 2: '{"reason": "a", "score": 1} {"reason": "b", "score": 5}', 3: TimeoutError("no reply"), 4: ""}
+
+    def judge(messages):
+        found = odd.get(in_room(messages[-1]["content"]), '{"reason": "fine", "score": 4}')
+        if isinstance(found, Exception): raise found
+        return found
+    grid = run_grid([ScriptedModel("echo", name="echo")], tickets(8), split="all", tasks={"p": TASKS["product"]}, n_examples=0, judge={"model": ScriptedModel(judge, name="judge"), "rubric": HELPS})
+    judged = grid.frame.set_index(grid.frame["prompt"].map(in_room)).sort_index()
+    assert len(grid.frame) == 8 and judged["judge_score"].isna().tolist() == [True]*5 + [False]*3 and judged["completion"].notna().all()
+    for room, words in {0: "no score", 1: "not on the scale", 2: "several verdicts", 3: "no reply", 4: "no score"}.items(): assert words in judged["judge_error"][room]
+    row = grid.scores.set_index("metric").loc["judge_score"]
+    assert (row["value"], row["n"], row["n_missing"]) == (4.0, 3, 5)
+    assert grid.summary["n_failed"] == 0, "the answers are there; it is the judge that failed"
+    json.dumps(grid.summary, allow_nan=False)
+
+
+def test_a_judge_is_not_asked_about_an_answer_that_is_not_there():
+    asked = []
+
+    def moody(messages):
+        if in_room(messages[-1]["content"]) == 3: raise TimeoutError("no reply in 30 s")
+        return "vpn"
+    judge = ScriptedModel(lambda messages: asked.append(messages) or '{"reason": "fine", "score": 4}', name="judge")
+    grid = run_grid([ScriptedModel(moody, name="m")], tickets(6), split="all", tasks={"p": TASKS["product"]}, n_examples=0, assertions=[{"contains": "vpn", "name": "says vpn"}],
+                    judge={"model": judge, "rubric": HELPS})
+    failed = grid.frame[grid.frame["error"] != ""]
+    assert len(asked) == 5 and len(failed) == 1
+    assert failed["judge_score"].isna().all() and failed["judge_error"].str.contains("no answer to judge: .*no reply in 30 s").all()
+    assert failed["says vpn"].isna().all() and failed["says vpn_reason"].str.startswith("the call failed").all() and failed["all_passed"].isna().all()
+    scores = grid.scores.set_index("metric")
+    assert scores.loc["says vpn", ["value", "n", "n_missing"]].tolist() == [1.0, 5, 1] == scores.loc["all_passed", ["value", "n", "n_missing"]].tolist()
+
+
+def test_assertions_refer_to_columns_of_the_source():
+    frame = tickets(8).assign(floor=[f"floor {i % 2}" for i in range(8)])
+    grid = run_grid([ScriptedModel(lambda m: "vpn on floor 1", name="m")], frame, split="all", tasks=TASKS, n_examples=0,
+                    assertions=[{"contains": "{floor}", "name": "where"}, {"contains": ["{references}", "vpn"], "name": "what"}, {"equals": "{product}", "name": "exactly", "task": "product", "weight": 0}])
+    rooms = grid.frame["prompt"].map(in_room)
+    assert grid.frame["where"].tolist() == [room % 2 == 1 for room in rooms] and grid.frame["what"].all()
+    assert not grid.frame.loc[grid.frame["task"] == "product", "exactly"].any() and grid.frame.loc[grid.frame["task"] == "query", "exactly"].isna().all()
+    values = grid.scores.set_index(["task", "metric"])["value"]
+    assert values["product", "where"] == values["query", "where"] == values["product", "all_passed"] == 0.5 and values["product", "exactly"] == 0
+    assert ("query", "exactly") not in values.index, "nothing was judged there"
+    with pytest.raises(MissingColumnError, match="Did you mean 'floor'"):
+        run_grid([reader()], frame, split="all", tasks=TASKS, assertions=[{"contains": "{flor}"}])
+
+
+def test_an_assertion_sees_a_column_as_it_was_written(tmp_path):
+    "A column that only an assertion asked for was read as a number: 1.10 became 1.1, and a right answer was wrong."
+    (tmp_path / "versions.csv").write_text("id,text,version,product\na,The vpn is down.,1.10,vpn\nb,The mail is down.,2.00,mail\n", encoding="utf-8")
+    grid = run_grid([ScriptedModel(lambda m: "1.10" if "vpn" in m[-1]["content"] else "2.00", name="m")], str(tmp_path / "versions.csv"), split="all", tasks={"p": TASKS["product"]},
+                    assertions=[{"equals": "{version}", "name": "right"}])
+    assert grid.frame["right_reason"].tolist() == ["", ""] and grid.frame["right"].all()
+
+
+def test_repeats_with_assertions_say_how_often_all_of_them_pass():
+    "One example passes always, one every second time, one never: pass^2 is 1, 0 and 0, and the mean does not tell them apart from luck."
+    seen = {}
+
+    def answer(messages):
+        room = in_room(messages[-1]["content"])
+        seen[room] = seen.get(room, -1) + 1
+        return "yes" if room == 0 or (room == 1 and seen[room] % 2 == 0) else "no"
+    grid = run_grid([ScriptedModel(answer, name="m")], tickets(3), split="all", tasks={"p": TASKS["product"]}, n_examples=0, repeats=2, cache=False,
+                    assertions=[{"equals": "yes", "name": "agrees"}])
+    found = grid.repeated[grid.repeated["metric"] == "agrees"]
+    rooms = grid.frame.set_index("example_id")["prompt"].map(in_room).to_dict()
+    by_room = found.set_index(found["example_id"].map(rooms)).sort_index()
+    assert by_room["mean"].tolist() == [1.0, 0.5, 0.0] and by_room["pass_k"].tolist() == [1.0, 0.0, 0.0] and set(by_room["k"]) == {2}
+    assert by_room["n_distinct"].tolist() == [1, 2, 1]
+    board = grid.leaderboard("agrees")
+    assert (board["value"][0], board["n_examples"][0], board["n_calls"][0]) == (0.5, 3, 6)

@@ -6,17 +6,18 @@ import shutil
 import sqlite3
 import subprocess
 import sys
+from dataclasses import replace
 
 import mlflow
 import pandas as pd
 import pytest
 
 from llmops_workbench.cli import main
+from llmops_workbench.completions import ScriptedModel
 from llmops_workbench.differences import diff_words
 from llmops_workbench.errors import ParameterValueError, SourceFormatError, SourceNotFoundError
 from llmops_workbench.library import MOST_CHARS, PARTS, digest_parts, prompt_parts
-from llmops_workbench.lineage import LOWER_IS_BETTER
-from llmops_workbench.metrics import METRICS
+from llmops_workbench.measures import METRICS
 from llmops_workbench.prompting import run_grid
 from llmops_workbench.prompts import pin_prompts, read_prompts
 from llmops_workbench.runner import run_workflow
@@ -188,17 +189,12 @@ def test_what_json_cannot_hold_is_refused_in_one_line(store):
     assert len(store.prompts()) == 0
 
 
-def test_the_metrics_of_which_less_is_better():
-    assert LOWER_IS_BETTER == {name for name, metric in METRICS.items() if not metric.higher_is_better}
-
-
 # Runs and traces
 
 TICKETS = pd.DataFrame({"id": [f"t{i}" for i in range(6)], "text": [f"The printer in room {i} is broken." for i in range(6)], "product": ["printer"]*6})
 
 
 def test_the_best_run_is_of_the_same_data(store):
-    from llmops_workbench.completions import ScriptedModel
     store.register_prompt("q", "Which product? {text}")
     ask = lambda answer, frame: run_grid([ScriptedModel(lambda messages: answer, name="m")], frame, {"q": "prompt:q"}, split="all", tasks={"product": ["{text}", "{product}"]},
                                          metrics=["exact_match"], n_examples=0).log(store, "prompt")
@@ -206,6 +202,17 @@ def test_the_best_run_is_of_the_same_data(store):
     row, = store.prompt_versions("q").to_dict("records")
     assert (row["n_runs"], row["run_id"], row["best run_id"], row["product: exact_match"], row["best product: exact_match"]) == (3, bad, good, 0.0, 1.0)
     assert store.prompt_scores("q", 1)["run_id"].tolist() == [bad, good, other]
+
+
+@pytest.mark.parametrize("higher_is_better", [True, False])
+def test_the_best_run_is_best_by_the_table_of_metrics(store, monkeypatch, higher_is_better):
+    "Which way is up was written down twice, and a metric of the other table was ranked upside down."
+    monkeypatch.setitem(METRICS, "exact_match", replace(METRICS["exact_match"], higher_is_better=higher_is_better))
+    store.register_prompt("q", "Which product? {text}")
+    ask = lambda answer: run_grid([ScriptedModel(lambda messages: answer, name="m")], TICKETS, {"q": "prompt:q"}, split="all", tasks={"product": ["{text}", "{product}"]},
+                                  metrics=["exact_match"]).log(store, "prompt")
+    right, wrong = ask("printer"), ask("vpn")
+    assert store.prompt_versions("q")["best run_id"].tolist() == [right if higher_is_better else wrong]
 
 
 def test_a_real_trace_leads_to_its_prompts_and_back(store):

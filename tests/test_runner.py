@@ -13,6 +13,7 @@ from pathlib import Path
 import nbformat
 import psutil
 import pytest
+from papermill.clientwrap import PapermillNotebookClient
 
 from llmops_workbench import runner
 from llmops_workbench.errors import (MissingDependencyError, OutputInUseError, ParameterValueError, RunFailedError, SourceFormatError,
@@ -56,6 +57,26 @@ def until(condition, limit_s=60):
     while not condition():
         assert time.monotonic() < deadline, "it did not happen"
         time.sleep(0.05)
+
+
+def test_what_comes_late_is_waited_for(make, store):
+    "On a busy machine a kernel's last word on a cell came more than 4 s after its reply, which failed the run; a kernel that took a minute to start was given up."
+    started = []
+
+    class Client(PapermillNotebookClient):
+        def __init__(self, *args, **options):
+            started.append(options["startup_timeout"])
+            super().__init__(*args, **options)
+    path = make("late.ipynb", "a: int = 1", """
+        import sys, time
+        sys.stdout.flush_timeout = sys.stderr.flush_timeout = 0.1
+        get_ipython().kernel.iopub_thread.io_loop.add_callback(time.sleep, 6)
+        print("a word")
+    """)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("papermill.clientwrap.PapermillNotebookClient", Client)
+        done = run_workflow(path, store=store)
+    assert done.status == "FINISHED" and min(started) >= 300
 
 
 HOSTILE = ["a\nimport os", "a=1;marker", "__class__.x", "class", "a b", "", "1a", "a.b", "a-b", "é\u200b", "a#", "lambda", None, 7, "name\r\nmarker"]

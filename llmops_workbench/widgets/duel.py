@@ -16,18 +16,12 @@ import traitlets
 from ..display import table_html, visible
 from ..matrices import VERDICTS, draw_pairs, preferences
 from ..rankings import preference_board
-from .fields import html_widget
+from .fields import MAKE_JS, html_widget
 
 # %% ../../nbs/widgets/41_duel.ipynb #01c61c04
 class DuelView(anywidget.AnyWidget):
     "A question and two answers to it."
-    _esm = """
-    const make = (tag, attributes, ...children) => {
-      const node = document.createElement(tag);
-      for (const [name, value] of Object.entries(attributes || {})) name in node ? (node[name] = value) : node.setAttribute(name, value);
-      node.append(...children);
-      return node;
-    };
+    _esm = MAKE_JS + """
     const CHOICES = [["left", "1", "left is better"], ["tie", "0", "no difference"], ["right", "2", "right is better"], ["both bad", "x", "both are bad"], ["skip", "s", "skip"]];
     function render({ model, el }) {
       el.dataset.lmSuppressShortcuts = "true";

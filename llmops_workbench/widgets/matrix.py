@@ -15,19 +15,13 @@ import traitlets
 
 from ..display import visible
 from ..matrices import SHOWN, side_by_side, sum_systems
-from .fields import html_widget
+from .fields import MAKE_JS, html_widget
 from .rows import diff_html, text_html
 
 # %% ../../nbs/widgets/41_matrix.ipynb #6962750a
 class MatrixView(anywidget.AnyWidget):
     "One page of examples with a cell for each system."
-    _esm = """
-    const make = (tag, attributes, ...children) => {
-      const node = document.createElement(tag);
-      for (const [name, value] of Object.entries(attributes || {})) name in node ? (node[name] = value) : node.setAttribute(name, value);
-      node.append(...children);
-      return node;
-    };
+    _esm = MAKE_JS + """
     const SIGNS = { right: "✓", wrong: "✗", failed: "⚠", pending: "…" };
     const KEYS = { "+": ["rate", true], "-": ["rate", false], d: ["pick"], c: ["correct"], Enter: ["open"] };
     function render({ model, el }) {

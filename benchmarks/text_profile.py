@@ -1,12 +1,13 @@
 """The statistics of a column of text beside polars and ydata-profiling: the same values, asserted, and the ratio of their times.
 
-    python benchmarks/profile.py --peers PYTHON [--rows 4000 40000] [--repeats 5]
+    python benchmarks/text_profile.py [--peers PYTHON] [--rows 4000 40000] [--repeats 5] [--output FILE]
 
-PYTHON is an interpreter of an environment of its own that has polars and ydata-profiling (which asks for an older pandas): it runs beside this one, and the sides take turns.
+PYTHON is an interpreter of an environment of its own that has polars and ydata-profiling (which asks for an older pandas): it runs beside this one, and the sides take turns. Without
+it this interpreter is asked for them; where a peer is missing, our side is timed alone and nothing is written down.
 Each is timed by the wall clock from a frame in memory to its statistics; reading, imports and the first call, which compiles, are left out and told apart. What all three count:
 rows, missing, distinct, and least, mean and most characters (ydata-profiling also makes word counts and
 Unicode categories of its own, which nothing here equals); polars and ours also the median, and words, letters, digits and capitals in all.
-Written to benchmarks/results/profile.json.
+Written to benchmarks/results/text_profile.json.
 """
 
 import argparse
@@ -20,9 +21,9 @@ import tempfile
 import time
 from pathlib import Path
 
-from peers import Peer
+from peers import Peer, absent, record
 
-RESULTS = Path(__file__).parent / "results" / "profile.json"
+RESULTS = Path(__file__).parent / "results" / "text_profile.json"
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 
@@ -80,11 +81,15 @@ def ours(texts):
             "digits": int(counts["digits"].sum()), "uppercase": int(counts["uppercase"].sum())}
 
 
+PACKAGES = {"polars": "polars", "ydata-profiling": "ydata_profiling"}
+
+
 def compare(python, peer, path, texts, repeats):
-    child = Peer(python, __file__, peer, path)
+    "One peer, or none, on the texts of a file."
+    child = Peer(python, __file__, peer, path) if peer else None
     start = time.perf_counter()
     mine = ours(texts)
-    first, told = time.perf_counter() - start, child.ask()
+    first, told = time.perf_counter() - start, child.ask() if child else {"statistics": {}}
     for name, value in told["statistics"].items():
         assert abs(mine[name] - value) < 1e-6, f"{peer}: {name} is {value}, ours is {mine[name]}"
     times, peers = [], []
@@ -92,31 +97,36 @@ def compare(python, peer, path, texts, repeats):
         start = time.perf_counter()
         ours(texts)
         times.append(time.perf_counter() - start)
-        peers.append(child.ask()["seconds"])
+        if child:
+            peers.append(child.ask()["seconds"])
+    alone = {"rows": len(texts), "ours_s": round(statistics.median(times), 5), "first_call_s": round(first, 3)}
+    if not child:
+        return alone
     child.close()
     ratios = sorted(b / a for a, b in zip(times, peers))
-    return {"rows": len(texts), "peer": peer, "ours_s": round(statistics.median(times), 5), "peer_s": round(statistics.median(peers), 5), "first_call_s": round(first, 3),
-            "ratio": round(statistics.median(ratios), 1), "ratio_low": round(ratios[0], 1), "ratio_high": round(ratios[-1], 1), "statistics": sorted(told["statistics"]), "results": "equal"}
+    return alone | {"peer": peer, "peer_s": round(statistics.median(peers), 5), "ratio": round(statistics.median(ratios), 1), "ratio_low": round(ratios[0], 1), "ratio_high": round(ratios[-1], 1),
+                    "statistics": sorted(told["statistics"]), "results": "equal"}
 
 
 def main():
     parser = argparse.ArgumentParser()
-    parser.add_argument("--peers", required=True)
+    parser.add_argument("--peers", default=sys.executable, help="an interpreter that has the peers; this one by default")
     parser.add_argument("--rows", type=int, nargs="+", default=[4000, 40_000])
     parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--output", type=Path, default=RESULTS)
     args = parser.parse_args()
     import pandas as pd
     from llmops_workbench.helpdesk import generate_helpdesk
-    found = []
+    found, left_out = [], absent(*PACKAGES.values(), python=args.peers)
     with tempfile.TemporaryDirectory() as folder:
         for n in args.rows:
             parts = [generate_helpdesk(n_rows=min(6000, n - at), seed=at // 6000)[0]["text"] for at in range(0, n, 6000)]
             texts, path = pd.concat(parts, ignore_index=True), Path(folder) / f"{n}.parquet"
             texts.to_frame("text").to_parquet(path)
-            for peer in ("polars", "ydata-profiling"):
+            for peer in [peer for peer, package in PACKAGES.items() if package not in left_out] or [None]:
                 found.append(compare(args.peers, peer, path, texts, args.repeats))
                 print(found[-1])
-    RESULTS.write_text(json.dumps({"python": platform.python_version(), "repeats": args.repeats, "results": found}, indent=1) + "\n", encoding="utf-8")
+    record(args.output, {"python": platform.python_version(), "repeats": args.repeats, "results": found}, left_out)
 
 
 if __name__ == "__main__":
