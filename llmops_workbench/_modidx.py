@@ -2290,6 +2290,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                           'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._judge': ('prompting.html#_judge', 'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._key': ('prompting.html#_key', 'llmops_workbench/prompting.py'),
+                                            'llmops_workbench.prompting._measure': ( 'prompting.html#_measure',
+                                                                                     'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._outputs': ( 'prompting.html#_outputs',
                                                                                      'llmops_workbench/prompting.py'),
                                             'llmops_workbench.prompting._own_samplings': ( 'prompting.html#_own_samplings',

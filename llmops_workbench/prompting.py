@@ -25,7 +25,7 @@ from .budgets import Budget, check_price
 from .caches import CompletionCache
 from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
-from .errors import ParameterValueError, explain, suggest
+from .errors import ModelNotFoundError, ParameterValueError, explain, suggest
 from .grids import Grid, choose_metrics, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
 from .jobs import Job, collect_job, find_job, start_job
 from .judges import JUDGEMENT_TOKENS, answer_messages, judge as judge_answers, read_rubric
@@ -34,6 +34,7 @@ from .models import Model, check_model, load_model
 from .params import Between, check_parameters, defaults_of
 from .prompts import Prompt, conversation_text, pin_prompts, read_prompts
 from .questions import Questions, collect_questions, make_cases
+from .tokens import count_tokens, load_tokenizer
 
 # %% ../nbs/12_prompting.ipynb #3cfe0469
 SAMPLING_PARTS = ("max_new_tokens", "temperature", "top_p", "seed", "stop")
@@ -195,12 +196,20 @@ def plan_grid(
     if judge: rows += _plan_model(order, asked, judge["model"], read_rubric(judge["rubric"]), len(models))
     return pd.DataFrame(rows, columns=["model", "prompt_name", "sampling", "task", "n_calls", "prompt_tokens", "most_completion_tokens", "most_cost", "role"])
 
+def _measure(model) -> tuple:
+    "Name and prices of a model, and how it counts tokens; the weights of a local one stay on the disk."
+    if isinstance(model, str) and not model.startswith(("fake:", "run:", "http://", "https://")):
+        try: tokenizer = load_tokenizer(model)
+        except ModelNotFoundError: pass  # an older form of tokenizer
+        else: return model, (0.0, 0.0), lambda texts: count_tokens(texts, tokenizer)
+    model = load_model(model) if isinstance(model, str) else model
+    return model.name, getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan")), model.count_tokens
+
 def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
-    "A row a prompt, task and sampling of one model, which is let go with the end of this function; with a rubric it judges so many answers to each question."
-    model, rows = load_model(model) if isinstance(model, str) else model, []
+    "A row a prompt, task and sampling of one model; with a rubric it judges so many answers to each question."
+    (name, price, count), rows = _measure(model), []
     asks = [answer_messages(rubric, row, "") for row in asked.to_dict("records")] if rubric else asked["messages"]
-    read_tokens = pd.Series(model.count_tokens([conversation_text(messages) for messages in asks]), index=asked.index)
-    price = getattr(model, "price", (0.0, 0.0)) or (float("nan"), float("nan"))
+    read_tokens = pd.Series(count([conversation_text(messages) for messages in asks]), index=asked.index)
     for (prompt, task), cell in asked.groupby(["prompt_name", "task"], sort=False):
         for sampling in order.samplings:
             times, longest = order.params["repeats"]*n_answers, order.sampling(prompt, sampling)["max_new_tokens"]
@@ -208,7 +217,7 @@ def _plan_model(order, asked, model, rubric=None, n_answers=1) -> list:
             # Each token of an answer may be a line, and a judge reads a bar before every line.
             read = int(read_tokens[cell.index].sum())*times + (2*longest*n if rubric else 0)
             most = n*(JUDGEMENT_TOKENS if rubric else longest)
-            rows.append((model.name, prompt, sampling, task, n, read, most, read*price[0] + most*price[1], "judge" if rubric else "answer"))
+            rows.append((name, prompt, sampling, task, n, read, most, read*price[0] + most*price[1], "judge" if rubric else "answer"))
     return rows
 
 # %% ../nbs/12_prompting.ipynb #682de24b
