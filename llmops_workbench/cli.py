@@ -19,6 +19,7 @@ import shutil
 import signal
 import sys
 import threading
+from contextlib import contextmanager
 from pathlib import Path
 
 from fastcore.docments import docments
@@ -418,8 +419,19 @@ def main(
     args=None, # Those of the process by default
 ) -> int:      # Exit code
     "What `llmops` does."
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, _interrupt)  # a run that is told to end still says so in the store
+    with _interruptible(): return _run(args)
+
+@contextmanager
+def _interruptible():
+    "A run that is told to end still says so in the store. Afterwards the process, and those it forks, end as they did."
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.signal(signal.SIGTERM, _interrupt)
+    try: yield
+    finally: signal.signal(signal.SIGTERM, before)
+
+def _run(args) -> int:
     values = vars(make_parser().parse_args(args))
     function = values.pop("run")
     try: return _print(function(**values), values.get("as_json"))

@@ -250,3 +250,10 @@ def test_the_command_runs_in_a_thread_too(project, llmops):
     thread.start()
     thread.join()
     assert codes == [0]
+
+
+def test_the_command_leaves_the_process_as_it_was(llmops):
+    "A handler that stayed would be inherited by every process that is forked later, which could then not be ended."
+    before = signal.getsignal(signal.SIGTERM)
+    assert llmops("list")[0] == 0 and llmops("nonsense")[0] != 0
+    assert signal.getsignal(signal.SIGTERM) is before

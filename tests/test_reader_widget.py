@@ -700,7 +700,7 @@ def test_kept_rows_go_on_by_a_click(shown_panel, tmp_path):
     links = lambda: [out["data"]["text/html"] for out in onward().children[1].outputs]
     assert onward().layout.display == "none"
     press("Keep these rows")
-    assert [b.description for b in all_of(onward(), ipywidgets.Button)] == ["Prepare", "Prompt lab"] and onward().layout.display == "" and not links()
+    assert [b.description for b in all_of(onward(), ipywidgets.Button)] == ["Prepare", "Prompt lab", "Label"] and onward().layout.display == "" and not links()
     (tmp_path / "prepare-picked.ipynb").write_text("mine")
     press("Prepare")
     press("Prompt lab")
