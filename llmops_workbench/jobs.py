@@ -8,7 +8,7 @@ ends it after the present step and `resume` goes on. Under one `key` only one jo
 
 # %% auto #0
 __all__ = ['FINAL_STATES', 'ACTIVE_STATES', 'find_target', 'process_mark', 'Context', 'run_worker', 'Job', 'start_job',
-           'say_duration', 'attach_job', 'find_job', 'collect_job', 'list_jobs', 'active_jobs']
+           'say_duration', 'attach_job', 'find_job', 'collect_job', 'resume_or_start', 'list_jobs', 'active_jobs']
 
 # %% ../nbs/07_jobs.ipynb #ab3c91fb
 import hashlib
@@ -428,6 +428,19 @@ def resume(self:Job) -> Job:  # The job that runs: this one, or another of its k
             _put(self.dir/"status.json", _first_status(status["attempt"] + 1, done=status["done"], total=status["total"]))
             if self.key: _put(_key_file(self.dir.parent, self.key), {"job_id": self.job_id})
             return _launch(self)
+
+# %% ../nbs/07_jobs.ipynb #a4f1cdb0
+def resume_or_start(
+    target:str,            # As for `start_job`
+    params:dict,           # Its other arguments
+    name:str,              # What to call it, for people
+    key:str,               # What tells one piece of work from another
+    root=None,             # Folder of the jobs; the workspace's by default
+) -> Job:                  # The job of that key: running, resumed or new
+    "Attach to the job of a key, resume it if it was stopped, failed or lost, and start one otherwise."
+    found = find_job(key, root)
+    if found and found.status()["state"] in ("cancelled", "failed", "lost"): return found.resume()
+    return start_job(target, params, name, key, root)
 
 # %% ../nbs/07_jobs.ipynb #7134fe19
 def list_jobs(

@@ -27,7 +27,7 @@ from .completions import Completion, Sampling, completion_frame, failed
 from .datasets import Dataset, save_snapshot
 from .errors import ModelNotFoundError, ParameterValueError, explain, suggest
 from .grids import Grid, choose_metrics, load_grid, save_grid, score_calls, score_column, sum_costs, summarise
-from .jobs import Job, collect_job, find_job, start_job
+from .jobs import Job, collect_job, find_job, resume_or_start
 from .judges import JUDGEMENT_TOKENS, answer_messages, judge as judge_answers, read_rubric
 from .measures import metric_names
 from .models import Model, check_model, load_model
@@ -317,9 +317,7 @@ def launch_grid(
     if live: raise ParameterValueError(explain(f"The model '{live[0]}' exists only in this process", "A job takes models by name", "Call run_grid instead"))
     dataset = order.params["dataset"]
     asked = {**order.params, "dataset": dataset if isinstance(dataset, str) else save_snapshot(order.questions.dataset)}
-    found = find_job(_key(order))
-    if found and found.status()["state"] in ("cancelled", "failed", "lost"): return found.resume()
-    return start_job(TARGET, asked, name=f"grid {order.questions.dataset.name}", key=_key(order))
+    return resume_or_start(TARGET, asked, f"grid {order.questions.dataset.name}", _key(order))
 
 def _key(order):
     asked = {**order.params, "dataset": order.questions.dataset.digest}

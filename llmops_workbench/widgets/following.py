@@ -32,13 +32,16 @@ def say_progress(
 
 # %% ../../nbs/widgets/41_following.ipynb #a616a423
 class Following(Panel):
-    "A panel whose stage runs as a job. A subclass has `launch_job`, `find_job`, `active_jobs`, `collect_job` and `draw_job`."
+    "A panel whose stage runs as a job. A subclass has `launch_job`, `find_job`, `active_jobs` and `collect_job`, and may draw it by `draw_job`."
     poll_s = 1.0               # How often the job is looked at, in seconds
     doing = "Running"          # What the job does, for people
     unit = "steps"             # What its progress counts
     stops = "End after the present step"  # What a click on Stop does
     kills = "End the process now"         # What a click on Kill does
     job = None                 # The job that is followed, as long as it runs
+
+    def draw_job(self, token, job, events):
+        "Show what there is to see of it, beside the line that says how far it is."
 
     def params_of(self, job) -> dict:
         "The parameters a job was launched with."

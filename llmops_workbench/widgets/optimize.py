@@ -9,34 +9,34 @@ that takes long can be stopped, and what was found so far is shown; a prompt tha
 __all__ = ['OptimizePanel', 'prompt_frame']
 
 # %% ../../nbs/widgets/45_optimize.ipynb #2f54155a
-import threading
-
 import ipywidgets
 from ..display import escape, paragraphs, table_html
 from ..errors import WorkbenchError
+from ..gains import VERDICTS
+from ..jobs import active_jobs, say_duration
+from ..optimization import TARGET, collect_optimization, find_optimization, launch_optimization
 from ..prompts import conversation_text
 from .fields import html_widget
-from .panel import Panel
+from .following import Following
 from .rows import Rows, diff_html, kept, text_html
 
 # %% ../../nbs/widgets/45_optimize.ipynb #05548061
-class OptimizePanel(Panel):
+class OptimizePanel(Following):
     "Search for a better prompt and read whether it is one."
     stage = "llmops_workbench.optimization.optimize_prompt"
     workflow = "optimize"
     title = "Optimise a prompt"
     purpose = "Try variants of a prompt by a metric, choose on one part of the examples, and let held-out examples say whether the gain is real."
     first_fields = ("model", "prompt", "dataset", "task", "metric", "method")
-    halted = None  # Set to end the search that is going on
+    waits_for_click, doing, unit = True, "Searching", "answers"
+    stops = "End the search; what was found so far is the result"
+    kills = "End the process now; the answers so far are in the cache"
 
-    def _call(self, params, on_progress=None):
-        self.halted = threading.Event()
-        return self.function(**params, on_progress=on_progress, should_stop=self.halted.is_set)
-
-    def controls(self):
-        self.stop = ipywidgets.Button(description="Stop", tooltip="End the search; what was found so far is the result", icon="stop")
-        self.stop.on_click(lambda button: self.halted and self.halted.set())
-        return [self.stop]
+    def launch_job(self, params): return launch_optimization(**params)
+    def find_job(self, params): return find_optimization(**params)
+    def active_jobs(self): return active_jobs(TARGET)
+    def collect_job(self, job): return collect_optimization(job)
+    def _last_words(self, result, seconds): return f"Done in {say_duration(seconds)}: {VERDICTS[result.summary['verdict']][0].lower()}{VERDICTS[result.summary['verdict']][1:]}"
 
     def static_parts(self, result):
         tables = result.tables()
