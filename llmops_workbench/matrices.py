@@ -22,7 +22,7 @@ from .pairs import pair_answers
 from .repeats import answer_key, distinct_answers
 
 # %% ../nbs/12_matrices.ipynb #a4764fde
-OUTCOMES = ("right", "wrong", "failed", "pending")
+OUTCOMES = ("right", "wrong", "unscored", "failed", "pending")
 
 def main_metrics(
     scores:pd.DataFrame, # Of a grid
@@ -46,9 +46,10 @@ def with_outcomes(
     main, error = main_metrics(scores, metric), frame["error"].fillna("")
     judged = frame["task"].map(main)
     score = pd.Series([row.get(name, math.nan) if isinstance(name, str) else math.nan for row, name in zip(frame.to_dict("records"), judged)], index=frame.index, dtype="float64")
-    top = judged.map(lambda name: best_value(name) if isinstance(name, str) else None)
+    top = judged.map(lambda name: best_value(name) if isinstance(name, str) else None).astype("float64")
     way = judged.map(lambda name: -1 if isinstance(name, str) and lower_is_better(name) else 1)
-    outcome = pd.Series("wrong", index=frame.index).mask(way*(score - top.astype("float64")) >= -1e-9, "right")
+    # Without a score, or a best value to hold it against, nobody has said that an answer is wrong.
+    outcome = pd.Series("wrong", index=frame.index).mask(way*(score - top) >= -1e-9, "right").mask((score - top).isna(), "unscored")
     outcome = outcome.mask(frame["completion"].isna(), "pending").mask(error != "", "failed")
     return frame.assign(key=[str(at) for at in range(len(frame))], system=system_names(frame), score=score, outcome=outcome)
 
@@ -61,7 +62,7 @@ def _cell(rows) -> dict:
         return {"key": first["key"], "text": first["error"] or "", "outcome": first["outcome"], "score": math.nan, "forms": (), "n": len(rows), "n_usual": 0, "n_failed": n_failed, "n_pending": n_pending}
     distinct = distinct_answers(came["completion"])
     usual = came.iloc[distinct[0].first_repeat]
-    outcome = "wrong" if (came["outcome"] == "wrong").any() else "right"
+    outcome = next(outcome for outcome in ("wrong", "right", "unscored") if (came["outcome"] == outcome).any())
     return {"key": usual["key"], "text": usual["completion"], "outcome": outcome, "score": float(came["score"].mean()), "forms": tuple(answer_key(a.text) for a in distinct),
             "n": len(rows), "n_usual": distinct[0].count, "n_failed": n_failed, "n_pending": n_pending}
 
@@ -85,7 +86,7 @@ def side_by_side(
 # %% ../nbs/12_matrices.ipynb #acb93d20
 def sum_systems(
     judged:pd.DataFrame, # As from `with_outcomes`
-) -> pd.DataFrame:       # A row a system: n_calls, n_right, n_wrong, n_failed, n_pending, score (mean), latency_s (median), prompt_tokens, completion_tokens, cost
+) -> pd.DataFrame:       # A row a system: n_calls, n_right, n_wrong, n_unscored, n_failed, n_pending, score (mean), latency_s (median), prompt_tokens, completion_tokens, cost
     "What a reader wants to know of a system before its answers."
     counts = {f"n_{outcome}": ("outcome", lambda o, outcome=outcome: int((o == outcome).sum())) for outcome in OUTCOMES}
     asked = judged.assign(latency_s=judged["latency_s"].mask(judged["cached"].astype(bool)))

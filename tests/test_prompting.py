@@ -11,7 +11,7 @@ from tiny_models import save_model
 from llmops_workbench.completions import ScriptedModel
 from llmops_workbench.datasets import make_dataset, read_dataset, save_snapshot
 from llmops_workbench.errors import MissingColumnError, ModelNotFoundError, ParameterValueError, SourceNotFoundError, UnknownParameterError
-from llmops_workbench.matrices import with_outcomes
+from llmops_workbench.matrices import side_by_side, sum_systems, with_outcomes
 from llmops_workbench.metrics import score
 from llmops_workbench.params import parameters_in_cell, parameters_cell, parameters_of
 from llmops_workbench.prompting import RunningGrid, collect_grid, find_grid, launch_grid, plan_grid, read_order, run_grid
@@ -566,3 +566,14 @@ def test_repeats_with_assertions_say_how_often_all_of_them_pass():
     assert by_room["n_distinct"].tolist() == [1, 2, 1]
     board = grid.leaderboard("agrees")
     assert (board["value"][0], board["n_examples"][0], board["n_calls"][0]) == (0.5, 3, 6)
+
+
+def test_an_answer_that_nobody_scored_is_not_called_wrong():
+    grid = run_grid([reader()], tickets(), split="all", tasks={"p": TASKS["product"]}, n_examples=4, metrics=["exact_match"], judge={
+        "model": ScriptedModel(lambda messages: '{"reason": "It does.", "score": 5}', name="pleased"), "rubric": {"question": "Does it help?", "scale": [1, 5]}})
+    assert set(with_outcomes(grid.frame, grid.scores)["outcome"]) <= {"right", "wrong"}
+    by_judge = with_outcomes(grid.frame, grid.scores, "judge_score")
+    assert set(by_judge["outcome"]) == {"unscored"} and by_judge["score"].tolist() == [5.0]*4, "a scale has no best value that everything else misses"
+    assert sum_systems(by_judge)["n_unscored"].tolist() == [4] and not side_by_side(by_judge)["failures"].any()
+    lacking = grid.frame.assign(exact_match=[1.0, 0.0, None, None])
+    assert with_outcomes(lacking, grid.scores)["outcome"].tolist() == ["right", "wrong", "unscored", "unscored"]

@@ -22,7 +22,7 @@ from .rows import diff_html, text_html
 class MatrixView(anywidget.AnyWidget):
     "One page of examples with a cell for each system."
     _esm = MAKE_JS + """
-    const SIGNS = { right: "✓", wrong: "✗", failed: "⚠", pending: "…" };
+    const SIGNS = { right: "✓", wrong: "✗", failed: "⚠", unscored: "?", pending: "…" };
     const KEYS = { "+": ["rate", true], "-": ["rate", false], d: ["pick"], c: ["correct"], Enter: ["open"] };
     function render({ model, el }) {
       const send = (message) => model.send(message);
@@ -105,7 +105,7 @@ def say_system(
 ) -> list:       # Short lines
     "What stands under the name of a system."
     done = system["n_calls"] - system["n_pending"]
-    counts = f"{system['n_right']:,} ✓  {system['n_wrong']:,} ✗" + (f"  {system['n_failed']:,} ⚠" if system["n_failed"] else "")
+    counts = f"{system['n_right']:,} ✓  {system['n_wrong']:,} ✗" + "".join(f"  {system[name]:,} {sign}" for name, sign in (("n_failed", "⚠"), ("n_unscored", "?")) if system[name])
     score = f"{system['score']:.3g} on average" if system["score"] == system["score"] else "no score yet"
     took = [f"{system['completion_tokens']/max(done, 1):,.0f} tokens" if done else "", f"{system['latency_s']:.2g} s" if system["latency_s"] == system["latency_s"] else "",
             f"cost {system['cost']:.3g}" if system["cost"] == system["cost"] and system["cost"] else ""]

@@ -86,7 +86,7 @@ class PromptPanel(Following):
 
     def static_parts(self, result):
         tables, answers = result.tables(), with_outcomes(result.frame, result.scores)
-        poor = answers[answers["outcome"] != "right"]
+        poor = answers[answers["outcome"].isin(["wrong", "failed"])]
         shown = poor.groupby("task", sort=False).head(3)[["task", "model", "prompt_name", "outcome", "references", "completion"]]
         first = [(name, tables[name]) for name in ("Scores", "Leaderboard", "Repeats", "What it took") if name in tables]
         shown = [*first, ("Answers that are not right, the first of each task", shown.reset_index(drop=True))]
