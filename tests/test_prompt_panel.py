@@ -1,5 +1,6 @@
 """The prompt panel without a browser: a run is a job, an unfinished prompt is not asked, and what is written meanwhile stays."""
 
+import threading
 import time
 
 import pandas as pd
@@ -7,6 +8,7 @@ import pytest
 from chat_server import Server
 
 from llmops_workbench.jobs import list_jobs
+from llmops_workbench.prompting import run_grid
 from llmops_workbench.prompts import Prompt
 from llmops_workbench.store import open_store
 from llmops_workbench.widgets.panel import Live
@@ -96,6 +98,34 @@ def test_what_is_written_during_a_run_is_not_overwritten_by_its_end(opened):
     assert result.frame["prompt"].tolist() == result.frame["question"].tolist(), "what was launched is what was asked"
     assert panel.params["prompts"] == {"plain": "Later: {prompt}"} and panel.editor.messages[0].text.value == "Later: {prompt}"
     assert panel.ran_with["prompts"] == {"plain": "{prompt}"} and "changed since" in panel.live.status.value
+
+
+def test_what_is_typed_while_the_preview_is_drawn_counts(opened):
+    panel, drawing, done = opened(prompts={"plain": "{prompt}"}), threading.Event(), threading.Event()
+    def draw():
+        panel.editor._writing = True
+        drawing.set()
+        done.wait(20)
+    thread = threading.Thread(target=draw)
+    thread.start()
+    drawing.wait(20)
+    panel.editor.messages[0].text.value = "So: {prompt}"
+    done.set()
+    thread.join()
+    assert panel.params["prompts"] == {"plain": "So: {prompt}"}
+
+
+def test_versions_stand_beside_their_scores(opened):
+    store = open_store()
+    store.register_prompt("plain", "{prompt}", "<b>first</b>")
+    grid = run_grid(["fake:echo"], QUESTIONS, {"mine": "prompt:plain@1"}, n_examples=0, metrics=["exact_match"])
+    grid.log(stage="prompt")
+    panel = opened()
+    panel.editor.stored.value = "plain@1"
+    panel.editor.load.click()
+    until(lambda: "Versions of plain" in panel.editor.told.value)
+    assert "echo: exact_match" in panel.editor.told.value and "<b>first" not in panel.editor.told.value and "0.5" in panel.editor.told.value
+    assert panel.params["prompts"] == {"plain": "prompt:plain@1"}
 
 
 @pytest.mark.parametrize("params,waits", [({}, False), ({"models": ["http://127.0.0.1:9/v1#m"]}, True),
