@@ -147,3 +147,24 @@ def test_feedback_names_the_version_of_the_prompt(opened):
     assert [cell["rating"] for row in matrix.view.page["rows"] for cell in row["cells"]].count("rated +") == 1
     matrix.show(matrix.judged.assign(completion="other"))
     assert [cell["rating"] for row in matrix.view.page["rows"] for cell in row["cells"]].count("rated +") == 0
+
+
+def test_stop_keeps_what_was_answered_and_run_asks_only_the_rest(opened):
+    server = Server()
+    server.latency_s = 0.3
+    questions = pd.DataFrame({"id": [f"q{i}" for i in range(200)], "task": "echo", "prompt": [f"ticket {i}" for i in range(200)], "completion": "x", "split": "test"})
+    try:
+        panel = opened(models=[f"{server.base}/v1#desk"], dataset=questions, prompts={"plain": "{prompt}"})
+        panel.live.button.click()
+        until(lambda: len(server.bodies) > 20)
+        panel.buttons["stop"].click()
+        stopped = panel.wait(60)
+        answered = stopped.frame["completion"].notna()
+        assert 0 < answered.sum() < 200 and stopped.frame.loc[~answered, "error"].ne("").all(), "what was not asked is a row that says so"
+        before = len(server.bodies)
+        panel.live.button.click()
+        whole = panel.wait(60)
+    finally:
+        server.close()
+    assert whole.frame["completion"].notna().all() and len(list_jobs()) == 1
+    assert len(server.bodies) - before == 200 - answered.sum() and whole.frame["cached"].sum() == answered.sum()
