@@ -68,6 +68,7 @@ Modules:
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
 - `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
+- `llmops_workbench.options`: What changes the value of a metric
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders

@@ -18,10 +18,11 @@ import pandas as pd
 from .datasets import read_dataset, require_columns, split_rows
 from .display import Result
 from .errors import ParameterValueError, explain, suggest
-from .metrics import METRICS, score, suitable_metrics
+from .measures import COSTS, METRICS
+from .metrics import score, suitable_metrics
 from .params import Between
 from .significance import difference_p_value, holm, interval, mcnemar, needed_resamples, resampled_sums, verdict
-from .systems import COSTS, Pairing, pair, read_systems
+from .systems import Pairing, pair, read_systems
 from .yardsticks import answer_examples, run_yardstick
 
 # %% ../nbs/13_comparison.ipynb #3c32142f
