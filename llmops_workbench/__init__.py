@@ -4,6 +4,7 @@ Modules:
 
 - `llmops_workbench.addresses`: Where a store lies, and what to say when it cannot be opened there
 - `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
+- `llmops_workbench.answers`: Whether an answer is right: as a text, as JSON, as SQL
 - `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.batches`: Prompts that begin alike, read together
@@ -61,6 +62,7 @@ Modules:
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
 - `llmops_workbench.marks`: What stands on one pair of axes, drawn by matplotlib
 - `llmops_workbench.masks`: Which tokens of an example a model learns, exactly as the trainer will see them
+- `llmops_workbench.matching`: What two texts have in common, counted without making a Python object for each word
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.matrices`: The answers of a grid side by side: which are right, which differ, and what a reader has to look at
 - `llmops_workbench.measures`: What a column of scores means, and which way is up
@@ -70,6 +72,7 @@ Modules:
 - `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
 - `llmops_workbench.options`: What changes the value of a metric
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
+- `llmops_workbench.overlap`: BLEU, chrF, TER and ROUGE from counts that add up
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check

@@ -29,7 +29,7 @@ from .completions import storable
 from .datasets import require_columns
 from .embeddings import load_encoder
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
-from .metrics import canonical, parse_json, text_similarity
+from .answers import canonical, parse_json, text_similarity
 from .schemas import find_violation, read_schema
 from .templates import fill, template_columns
 

@@ -27,7 +27,9 @@ from .datasets import SAMPLES, Dataset, save_snapshot
 from .errors import ParameterValueError, UserError, explain, need
 from .gains import OptimizedPrompt, load_optimized, save_optimized
 from .jobs import Job, collect_job, find_job, resume_or_start
-from .metrics import METRICS, metric_names, parse_json, suitable_metrics
+from .answers import parse_json
+from .measures import METRICS, metric_names
+from .metrics import suitable_metrics
 from .models import check_model, load_model
 from .params import Between, check_parameters, defaults_of
 from .prompts import Prompt, check_columns, conversation_text, pin_prompts, read_prompts

@@ -71,8 +71,14 @@ class Batch:
     predictions:list                             # Texts
     references:list                              # Lists of texts; empty ones only for metrics that need none
     columns:dict=field(default_factory=dict)     # Name -> a value an example, such as confidence or latency_s
+    kept:dict=field(default_factory=dict, repr=False, compare=False) # What metrics of one family need in common
 
     def __len__(self): return len(self.predictions)
+
+    def once(self, key, make:Callable):
+        "What `make` returns, made for the first that asks."
+        if key not in self.kept: self.kept[key] = make()
+        return self.kept[key]
 
 @dataclass(frozen=True)
 class Method:

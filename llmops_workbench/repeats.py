@@ -21,7 +21,7 @@ from .datasets import require_columns
 from .errors import MissingColumnError, ParameterValueError, explain, suggest
 from .intervals import mean_interval
 from .measures import METRICS
-from .metrics import canonical, parse_json
+from .answers import canonical, parse_json
 
 # %% ../nbs/09_repeats.ipynb #aa903fa8
 class DistinctAnswer(NamedTuple):

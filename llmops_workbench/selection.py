@@ -17,7 +17,7 @@ import pandas as pd
 from .datasets import Dataset, split_rows
 from .errors import ParameterValueError, explain, suggest
 from .intervals import mean_interval
-from .metrics import METRICS
+from .measures import METRICS
 from .questions import Questions, as_examples, draw, group_references, showable
 from .significance import check_pairs, difference_p_value, interval, mcnemar, resampled_sums, verdict
 from .splits import normalise

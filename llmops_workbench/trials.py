@@ -23,7 +23,8 @@ from .budgets import Budget
 from .completions import STOPPED, Model, Sampling, most_prompt_tokens
 from .display import Result
 from .errors import ParameterValueError
-from .metrics import METRICS, score
+from .measures import METRICS
+from .metrics import score
 from .prompts import Prompt, conversation_text
 from .questions import Questions, choose_shots
 

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 from .errors import ParameterValueError
-from .metrics import parse_json
+from .answers import parse_json
 from .prompts import Prompt
 from .templates import template_parts
 

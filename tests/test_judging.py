@@ -20,7 +20,8 @@ from llmops_workbench.endpoints import Endpoint
 from llmops_workbench.errors import MissingColumnError, ParameterValueError, WorkbenchError
 from llmops_workbench.intervals import cluster_counts, mean_interval, wilson
 from llmops_workbench.judges import agreement_with_people, calibrate, fence, judge, read_verdict
-from llmops_workbench.metrics import score, text_similarity
+from llmops_workbench.answers import text_similarity
+from llmops_workbench.metrics import score
 from llmops_workbench.models import load_model
 from llmops_workbench.pairs import judge_pairs, pair_answers
 from llmops_workbench.rankings import bradley_terry, leaderboard, preference_board

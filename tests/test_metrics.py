@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from llmops_workbench import metrics
-from llmops_workbench.metrics import METRICS, Options, score, value_from_counts
+from llmops_workbench import overlap
+from llmops_workbench.metrics import METRICS, score
 
 CLOSE = 1e-9
 
@@ -139,7 +139,7 @@ def test_longest_common_subsequence_equals_the_table(first, second):
     for i, a in enumerate(first):
         for j, b in enumerate(second):
             table[i + 1][j + 1] = table[i][j] + 1 if a == b else max(table[i][j + 1], table[i + 1][j])
-    assert metrics.longest_common(first, second) == table[-1][-1]
+    assert overlap.longest_common(first, second) == table[-1][-1]
 
 
 NAMES = ["bleu", "chrf", "chrf++", "ter", "rouge", "exact_match", "token_f1", "length_ratio"]
@@ -210,7 +210,7 @@ def test_values_can_be_computed_for_many_samples_at_once():
     found = score(predictions, references, NAMES)
     draws = np.random.default_rng(0).multinomial(3, [1/3]*3, size=20)
     for name in found.frame:
-        many = value_from_counts(name, draws @ found.counts[name], Options())
+        many = found.value(name, draws @ found.counts[name])
         for draw, value in zip(draws, many):
             picked = np.repeat(np.arange(3), draw)
             again = score([predictions[i] for i in picked], [references[i] for i in picked], [name]).summary[name]
