@@ -1765,6 +1765,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'llmops_workbench.matching._plain_text': ( 'matching.html#_plain_text',
                                                                                       'llmops_workbench/matching.py'),
                                            'llmops_workbench.matching._settle': ('matching.html#_settle', 'llmops_workbench/matching.py'),
+                                           'llmops_workbench.matching._spell': ('matching.html#_spell', 'llmops_workbench/matching.py'),
                                            'llmops_workbench.matching._table': ('matching.html#_table', 'llmops_workbench/matching.py'),
                                            'llmops_workbench.matching.code_points': ( 'matching.html#code_points',
                                                                                       'llmops_workbench/matching.py'),

@@ -24,10 +24,13 @@ from .text import compiled, use_numba
 # %% ../nbs/05_matching.ipynb #efa39981
 def code_points(
     texts, # List of texts
-) -> tuple[np.ndarray, np.ndarray]: # Code points of all texts, uint32, and where each text begins and the last one ends, int64
+) -> tuple[np.ndarray, np.ndarray]: # Code points of all texts, uint16 or uint32, and where each text begins and the last one ends, int64
     "Lay texts out one after the other."
-    lengths = np.fromiter(map(len, texts), "int64", len(texts))
-    return np.frombuffer("".join(texts).encode("utf-32-le", "surrogatepass"), "uint32"), np.concatenate([[0], np.cumsum(lengths)])
+    offsets, joined = np.zeros(len(texts) + 1, "int64"), "".join(texts)
+    np.cumsum(np.fromiter(map(len, texts), "int64", len(texts)), out=offsets[1:])
+    data = joined.encode("utf-16-le", "surrogatepass")
+    if len(data) == 2 * len(joined): return np.frombuffer(data, "uint16"), offsets
+    return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "uint32"), offsets
 
 @dataclass(frozen=True, eq=False)
 class Words:
@@ -84,7 +87,8 @@ def _settle(how, kinds, settled, data):
 def _find_words(data, offsets, kinds, padded, size):
     "Numbers of the words of each text, and where each word stands first. Nothing where the table of `size` is too small for the words. Written for numba; runs without it, too."
     tokens, first = np.empty(len(data), np.int32), np.zeros(len(offsets), np.int64)
-    slots, heads, tails, hashes = np.full(size, -1, np.int32), np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
+    slots, heads, tails, keys = np.full(size, -1, np.int32), np.empty(size, np.int64), np.empty(size, np.int64), np.empty(size, np.uint64)
+    shorts = np.empty(size, np.bool_)
     n_words, found = 0, 0
     for i in range(len(offsets) - 1):
         begin, end = offsets[i], offsets[i + 1]
@@ -95,7 +99,7 @@ def _find_words(data, offsets, kinds, padded, size):
             if kind == 1:
                 j, matched = j + 1, False
                 continue
-            start, mixed = j, np.uint64(0xcbf29ce484222325)
+            start, packed, high = j, np.uint64(0), np.uint64(0)
             while True:
                 alone, hit = kind == 2, False
                 if kind == 3:
@@ -105,32 +109,34 @@ def _find_words(data, offsets, kinds, padded, size):
                 elif kind == 5: alone = j > begin and kinds[data[j - 1]] == 4
                 if alone and j > start: break
                 matched = hit
-                mixed = (mixed ^ np.uint64(data[j])) * np.uint64(0x100000001b3)
+                packed, high = (packed << np.uint64(8)) | np.uint64(data[j]), high | np.uint64(data[j])
                 j += 1
                 if alone or j == end: break
                 kind = kinds[data[j]]
                 while kind == 0:
-                    mixed, matched = (mixed ^ np.uint64(data[j])) * np.uint64(0x100000001b3), False
-                    j += 1
+                    packed, high = (packed << np.uint64(8)) | np.uint64(data[j]), high | np.uint64(data[j])
+                    j, matched = j + 1, False
                     if j == end: break
                     kind = kinds[data[j]]
                 if j == end or kind == 1: break
-            mixed ^= mixed >> np.uint64(29)
+            short = j - start <= 8 and high < np.uint64(256)
+            if not short:
+                packed = np.uint64(0xcbf29ce484222325)
+                for p in range(start, j): packed = (packed ^ np.uint64(data[p])) * np.uint64(0x100000001b3)
+            mixed = packed * np.uint64(0x9e3779b97f4a7c15)
+            mixed ^= mixed >> np.uint64(32)
             if 2 * n_words >= size: return tokens[:0].copy(), first, heads[:0].copy(), tails[:0].copy()
             at = np.int64(mixed & np.uint64(size - 1))
             while True:
                 word = slots[at]
                 if word < 0:
-                    word, slots[at], heads[n_words], tails[n_words], hashes[n_words] = n_words, n_words, start, j, mixed
+                    word, slots[at], heads[n_words], tails[n_words], keys[n_words], shorts[n_words] = n_words, n_words, start, j, packed, short
                     n_words += 1
                     break
-                if hashes[word] == mixed and tails[word] - heads[word] == j - start:
-                    same, other = True, heads[word]
-                    for p in range(j - start):
-                        if data[start + p] != data[other + p]:
-                            same = False
-                            break
-                    if same: break
+                if keys[word] == packed and shorts[word] == short and tails[word] - heads[word] == j - start:
+                    other, p = heads[word], j - start if short else 0
+                    while p < j - start and data[start + p] == data[other + p]: p += 1
+                    if p == j - start: break
                 at = (at + 1) & (size - 1)
             tokens[found] = word
             found += 1
@@ -155,8 +161,11 @@ def read_words(
         tokens, first, heads, tails = compiled(_find_words)(data, offsets, kinds, padded, size)
         if len(heads) or not len(data) or size > 2 * len(data): break
         size *= 8
-    spell = lambda: ["".join(map(chr, data[a:b] % _N_CODES)) for a, b in zip(heads, tails)]
-    return Words(tokens, first, len(heads), spell)
+    return Words(tokens, first, len(heads), lambda: _spell(data, heads, tails))
+
+def _spell(data, heads, tails):
+    joined = (data.astype("uint32") % _N_CODES).tobytes().decode("utf-32-le", "surrogatepass")
+    return [joined[a:b] for a, b in zip(heads.tolist(), tails.tolist())]
 
 def _plain_text(text):
     "What 13a takes out and decodes before it cuts."
@@ -164,11 +173,11 @@ def _plain_text(text):
     for code, sign in (("&quot;", '"'), ("&amp;", "&"), ("&lt;", "<"), ("&gt;", ">")): text = text.replace(code, sign)
     return text
 
-_SIGNS = [ord(sign) for sign in string.punctuation]
+_SIGNS = np.array([chr(code) in string.punctuation for code in range(129)])
 
 def _mark_signs(data, offsets, kinds):
     "chrF++ splits off a sign at the end of a word, or else at its beginning."
-    white, sign = kinds[data] == _WHITE, np.isin(data, _SIGNS)
+    white, sign = kinds[data] == _WHITE, _SIGNS[np.minimum(data, 128)]
     edge = np.zeros(len(data) + 1, bool)
     edge[offsets] = True
     starts, ends = ~white & (edge[:-1] | np.append(True, white[:-1])[:len(data)]), ~white & (edge[1:] | np.append(white[1:], True)[:len(data)])
@@ -357,7 +366,7 @@ def common_lines(
 
 # %% ../nbs/05_matching.ipynb #afb69bd9
 def matching_pays(
-    texts, # List of texts
+    n_characters:int, # In all texts
 ) -> bool:
     "Whether so much text is counted sooner here than by Python; `LLMOPS_NUMBA=0` and `=1` decide."
-    return use_numba(64 * sum(map(len, texts)))
+    return use_numba(64 * n_characters)

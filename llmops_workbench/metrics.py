@@ -44,9 +44,12 @@ def align(
     if not predictions or len(predictions) != len(references):
         raise ParameterValueError(explain(f"There are {len(predictions)} predictions and {len(references)} references",
                                           "As many references as predictions are wanted, at least one", "Check what was joined or filtered"))
+    # Whole columns of texts need no look at each of them.
+    whole = set(map(type, predictions)) == {str}
+    if whole and set(map(type, references)) == {str}: return predictions, [[text] for text in references]
     grouped = [[r] if isinstance(r, str) or not hasattr(r, "__len__") else list(r) for r in references]
     kept = [[t for t in (_text(r, "Reference", row) for r in group) if t is not None] for row, group in enumerate(grouped)]
-    return [_text(p, "Prediction", row) for row, p in enumerate(predictions)], kept
+    return predictions if whole else [_text(p, "Prediction", row) for row, p in enumerate(predictions)], kept
 
 # %% ../nbs/09_metrics.ipynb #45481532
 _QUERY = re.compile(r"\s*(?:SELECT|WITH)\b", re.IGNORECASE)
@@ -121,12 +124,13 @@ def _rows_for(name, predictions, references, columns) -> list:
     if metric.column and metric.column not in columns:
         raise ParameterValueError(explain(f"'{name}' needs the values of each example in a column '{metric.column}'", f"There are: {', '.join(columns) or 'none'}", f"Pass columns={{'{metric.column}': [...]}}"))
     values = columns.get(metric.column)
+    if values is None and None not in predictions and (all(references) or not metric.references): return list(range(len(predictions)))
     return [i for i, text in enumerate(predictions) if text is not None and (references[i] or not metric.references) and (values is None or _known(values[i]))]
 
 def _sign(name, batch, options) -> str:
     parts = list(method_of(name).sign(options))
     if METRICS[name].references:
-        sizes = {len(group) for group in batch.references}
+        sizes = set(map(len, batch.references))
         parts.insert(0, f"nrefs:{sizes.pop() if len(sizes) == 1 else 'var'}")
     if "sql" in name: parts.append(f"databases:{'+'.join(sorted({hashlib.sha256(find_database(d).read_bytes()).hexdigest()[:12] for d in set(batch.columns['database'])}))}")
     return "|".join(parts if any(part.startswith("version:") for part in parts) else [*parts, f"version:{__version__}"])
@@ -157,8 +161,9 @@ def score(
         values[name], frame[name], counts[name], signatures[name] = _score_one(name, batches[key], rows, options, len(predictions))
         n_scored[name] = int((~np.isnan(frame[name])).sum())
     n = max(map(len, batches), default=0)
-    missing = sum(text is None for text in predictions)
-    left_out = {"n": n, "n_missing": missing, "n_unreferenced": sum(text is not None and not group for text, group in zip(predictions, references)) if needy else 0}
+    missing = predictions.count(None)
+    unreferenced = sum(text is not None and not group for text, group in zip(predictions, references)) if needy and not all(references) else 0
+    left_out = {"n": n, "n_missing": missing, "n_unreferenced": unreferenced}
     return Scores({**values, **left_out}, pd.DataFrame(frame, index=range(len(predictions))), signatures, counts, options, n_scored)
 
 def _score_one(name, batch, rows, options, n) -> tuple:

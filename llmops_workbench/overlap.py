@@ -13,6 +13,7 @@ __all__ = ['OVERLAP_METHODS', 'bleu_from_counts', 'chrf_from_counts', 'ter_from_
 import re
 from collections import Counter
 from functools import cache, lru_cache, partial
+from itertools import chain
 
 import numpy as np
 
@@ -27,7 +28,7 @@ class _Block:
     "Some examples of a batch."
     def __init__(self, predictions, references):
         self.n, sizes = len(predictions), list(map(len, references))
-        self.texts = [*predictions, *(text for group in references for text in group)]
+        self.texts = predictions + list(chain.from_iterable(references))
         self.owners = np.repeat(np.arange(self.n), sizes)                     # The prediction of each reference
         self.groups = self.n + np.concatenate([[0], np.cumsum(sizes)])        # References among the texts
         self.others = np.arange(self.n, len(self.texts))
@@ -45,7 +46,7 @@ def _in_blocks(function, batch):
 
 def _many(batch):
     "Whether the kernels pay."
-    return batch.once("many", lambda: matching_pays([text for block in _blocks(batch) for text in block.texts]))
+    return batch.once("many", lambda: matching_pays(sum(sum(map(len, block.texts)) for block in _blocks(batch))))
 
 # %% ../nbs/09_overlap.ipynb #48a12207
 def _sacrebleu(name, o:Options):
@@ -185,8 +186,9 @@ def _read_rouge(texts, stem):
     return words
 
 def _rouge_blocks(batch, stem):
-    "The words of all blocks, cut once for ROUGE-1, 2 and L."
-    return batch.once(("rouge", stem), lambda: list(zip(_blocks(batch), Local().map(lambda block: _read_rouge(block.texts, stem), _blocks(batch)))))
+    "The words of all blocks, cut once for ROUGE-1, 2 and L, and their shared words and pairs of words, counted once for ROUGE-1 and 2."
+    def read(block): return block, _read_rouge(block.texts, stem), {}
+    return batch.once(("rouge", stem), lambda: Local().map(read, _blocks(batch)))
 
 def _f1(matched, predicted, wanted):
     "F1 in rouge_score's order of operations, so that the last digit is the same."
@@ -197,12 +199,13 @@ def _f1(matched, predicted, wanted):
 _COCO_BETA = 1.2
 
 def _rouge_of_block(item, kind):
-    block, words = item
+    block, words, kept = item
     mine, theirs = words.lengths[block.owners], words.lengths[block.others]
     if kind in ("rougeL", "rougeL_coco"): matched = common_words(words, block.owners, block.others)
     else:
         n = int(kind[-1])
-        matched = shared_ngrams(words, block.owners, np.append(block.others, len(block.texts)), n)[:, n - 1]
+        if "shared" not in kept: kept["shared"] = shared_ngrams(words, block.owners, np.append(block.others, len(block.texts)), 2)
+        matched = kept["shared"][:, n - 1]
         mine, theirs = np.maximum(mine - n + 1, 0), np.maximum(theirs - n + 1, 0)
     if kind != "rougeL_coco": return block.each(np.maximum, _f1(matched, mine, theirs))
     return _coco_f(block.each(np.maximum, matched/np.maximum(mine, 1)), block.each(np.maximum, matched/np.maximum(theirs, 1)))
