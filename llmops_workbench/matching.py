@@ -24,12 +24,11 @@ from .text import compiled, use_numba
 # %% ../nbs/05_matching.ipynb #efa39981
 def code_points(
     texts, # List of texts
-) -> tuple[np.ndarray, np.ndarray]: # Code points of all texts, uint16 or uint32, and where each text begins and the last one ends, int64
+) -> tuple[np.ndarray, np.ndarray]: # Code points of all texts, uint8 or uint32, and where each text begins and the last one ends, int64
     "Lay texts out one after the other."
     offsets, joined = np.zeros(len(texts) + 1, "int64"), "".join(texts)
     np.cumsum(np.fromiter(map(len, texts), "int64", len(texts)), out=offsets[1:])
-    data = joined.encode("utf-16-le", "surrogatepass")
-    if len(data) == 2 * len(joined): return np.frombuffer(data, "uint16"), offsets
+    if joined.isascii(): return np.frombuffer(joined.encode("ascii"), "uint8"), offsets
     return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "uint32"), offsets
 
 @dataclass(frozen=True, eq=False)
