@@ -17,6 +17,7 @@ Modules:
 - `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
+- `llmops_workbench.confidence`: Whether a system is right as often as it says, and what its answers took
 - `llmops_workbench.congestion`: As many calls at once as the server bears
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.costs`: What a token costs, in a table you keep
@@ -56,6 +57,7 @@ Modules:
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.library`: Prompts by name, version and alias, whole
+- `llmops_workbench.likeness`: How like its reference an answer is, letter by letter and word by word, and how like itself
 - `llmops_workbench.lineage`: Which runs and traces used a version of a prompt, and how it scored
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
