@@ -7,6 +7,7 @@ Modules:
 - `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.batches`: Prompts that begin alike, read together
+- `llmops_workbench.bertscore`: Whether an answer means the same, token by token, as an encoder sees it
 - `llmops_workbench.budgets`: No call is made that could cost more than is left
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
@@ -66,6 +67,7 @@ Modules:
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.matrices`: The answers of a grid side by side: which are right, which differ, and what a reader has to look at
 - `llmops_workbench.measures`: What a column of scores means, and which way is up
+- `llmops_workbench.metric_models`: The models that judge texts, opened once and named by what is in their folder
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
@@ -117,6 +119,7 @@ Modules:
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
+- `llmops_workbench.surprise`: How likely a text is to a language model, and what a classifier takes it for
 - `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
 - `llmops_workbench.text`: A column of text as one buffer of bytes, its hashes, and the damage of a wrong decoding
