@@ -8,7 +8,7 @@
 # %% auto #0
 __all__ = ['SURPRISE_METHODS', 'token_surprises', 'perplexity_of', 'choose_label', 'label_probabilities']
 
-# %% ../nbs/09_surprise.ipynb #faaeb663
+# %% ../nbs/09_surprise.ipynb #f09d4f04
 import re
 
 import numpy as np
@@ -19,7 +19,7 @@ from .metric_models import MetricModel, folder_digest, named_folder, open_metric
 from .models import import_torch, import_transformers
 from .options import Batch, Method, Options, mean_value
 
-# %% ../nbs/09_surprise.ipynb #a2b562fb
+# %% ../nbs/09_surprise.ipynb #90d8a4e3
 def _pieces(ids, most) -> list:
     "(ids, how many of them were judged before or cannot be) of a text, none longer than `most`."
     if len(ids) <= most: return [(ids, 1)]
@@ -57,7 +57,7 @@ def perplexity_of(
     "The perplexity of every row: e to the mean surprise of a token."
     with np.errstate(invalid="ignore", divide="ignore"): return np.exp(counts[..., 0]/counts[..., 1])
 
-# %% ../nbs/09_surprise.ipynb #b43d7f9b
+# %% ../nbs/09_surprise.ipynb #639f4559
 _SAYS = {"toxicity": re.compile(r"(?<!non)(?<!non[-_ ])(?<!not[-_ ])(?<!not)(?<!no[-_ ])(toxic|hate|offensive)", re.I),
          "refusal": re.compile(r"(?<!non)(?<!non[-_ ])(?<!not[-_ ])(?<!not)(?<!no[-_ ])(refus|reject)", re.I)}
 _PLAIN = {"toxicity": ("toxic", "toxicity"), "refusal": ("refusal", "refused", "refuse")}
@@ -77,7 +77,7 @@ def choose_label(
     if len(found) == 1: return found[0]
     raise ParameterValueError(explain(f"Which label says {metric} is not clear", f"The classifier has: {', '.join(names)}", f"Name one as {option}"))
 
-# %% ../nbs/09_surprise.ipynb #e23b99c1
+# %% ../nbs/09_surprise.ipynb #847366bc
 def label_probabilities(
     texts,             # Texts
     model:MetricModel, # A sequence classifier
@@ -95,7 +95,7 @@ def label_probabilities(
     place = {text: i for i, text in enumerate(unique)}
     return found[[place[text] for text in texts]] if len(texts) else found
 
-# %% ../nbs/09_surprise.ipynb #284333de
+# %% ../nbs/09_surprise.ipynb #addb74c3
 def _names(model): return [str(model.network.config.id2label[i]) for i in range(model.network.config.num_labels)]
 
 def _open_classifier(metric, options) -> tuple:

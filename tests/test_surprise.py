@@ -81,7 +81,7 @@ def test_labels_are_those_of_the_pipeline(tmp_path, problem):
     pipe = transformers.pipeline("text-classification", model=str(folder), top_k=None, device="cpu")
     model = open_metric_model(folder, "classifier")
     texts = [*TEXTS, "the printer "*100]
-    expected = [{one["label"]: one["score"] for one in pipe(text, truncation=True)}["toxic"] for text in texts]
+    expected = [{one["label"]: one["score"] for one in pipe([text], truncation=True)[0]}["toxic"] for text in texts]
     np.testing.assert_allclose(label_probabilities(texts, model, 1), expected, atol=1e-6)
     method, options = SURPRISE_METHODS["toxicity"], Options(toxicity_model=str(folder))
     counts = method.count(Batch(texts, [[]]*len(texts)), options)
