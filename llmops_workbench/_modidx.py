@@ -1850,6 +1850,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                        'llmops_workbench/measures.py')},
             'llmops_workbench.metric_models': { 'llmops_workbench.metric_models.MetricModel': ( 'metric_models.html#metricmodel',
                                                                                                 'llmops_workbench/metric_models.py'),
+                                                'llmops_workbench.metric_models.MetricModel.batch_tokens': ( 'metric_models.html#metricmodel.batch_tokens',
+                                                                                                             'llmops_workbench/metric_models.py'),
                                                 'llmops_workbench.metric_models.MetricModel.device': ( 'metric_models.html#metricmodel.device',
                                                                                                        'llmops_workbench/metric_models.py'),
                                                 'llmops_workbench.metric_models.MetricModel.most_tokens': ( 'metric_models.html#metricmodel.most_tokens',

@@ -9,7 +9,7 @@ different text once: a reference that four systems are held against, or an answe
 __all__ = ['VECTOR_BYTES', 'KEPT_VECTORS', 'BERTSCORE_METHODS', 'cut_at_layer', 'Vectors', 'BertReader', 'token_weights',
            'match_pairs', 'bert_scores']
 
-# %% ../nbs/09_bertscore.ipynb #3d312414
+# %% ../nbs/09_bertscore.ipynb #6e01dbf4
 import copy
 import threading
 import warnings
@@ -25,7 +25,7 @@ from .metric_models import folder_digest, named_folder, open_metric_model, pad_r
 from .models import import_torch, import_transformers
 from .options import Batch, Method, Options, mean_value
 
-# %% ../nbs/09_bertscore.ipynb #76ee2705
+# %% ../nbs/09_bertscore.ipynb #2824a84f
 _LAYERS = ("encoder.layer", "layer", "encoder.block", "block", "transformer.layer", "layers", "encoder.layers")
 
 def cut_at_layer(
@@ -46,7 +46,7 @@ def cut_at_layer(
         return network
     raise ParameterValueError(explain(f"bertscore_layer is {layer} and the layers of a {type(network).__name__} are not known here", "", "Leave it out, which takes the last"))
 
-# %% ../nbs/09_bertscore.ipynb #efb50436
+# %% ../nbs/09_bertscore.ipynb #d80c6fda
 VECTOR_BYTES = 2**30
 
 class Vectors:
@@ -74,7 +74,7 @@ class Vectors:
 
 KEPT_VECTORS = Vectors()
 
-# %% ../nbs/09_bertscore.ipynb #73ed8adf
+# %% ../nbs/09_bertscore.ipynb #266e8dc5
 class BertReader:
     "An encoder at a layer, with the vectors of what it has read."
     def __init__(self,
@@ -104,7 +104,7 @@ class BertReader:
         new = [text for text in texts if text not in found]
         if not new: return found
         torch, rows, (model, network) = import_torch(), self.tokens(new), self.open()
-        for batch in padded_batches(rows):
+        for batch in padded_batches(rows, model.batch_tokens):
             ids, mask = pad_rows([rows[i] for i in batch], model.tokenizer.pad_token_id or 0, model.device)
             with torch.inference_mode(): hidden = torch.nn.functional.normalize(network(ids, attention_mask=mask)[0], dim=-1, eps=1e-30)
             for i, vectors in zip(batch, hidden):
@@ -120,7 +120,7 @@ def _open_at(folder, layer, digest):
     model = open_metric_model(folder, "encoder")
     return model, cut_at_layer(copy.deepcopy(model.network, {id(p): p for p in [*model.network.parameters(), *model.network.buffers()]}), layer)
 
-# %% ../nbs/09_bertscore.ipynb #001c63be
+# %% ../nbs/09_bertscore.ipynb #73fd8cf2
 def token_weights(
     reader:BertReader,
     references=None, # Stripped texts, one for each pair, for inverse document frequencies; None: every token weighs the same
@@ -137,7 +137,7 @@ def token_weights(
     for ids, n in zip(reader.tokens(list(unique)), copies): in_texts[np.unique(ids)] += n
     return np.log((len(references) + 1)/(in_texts + 1)).astype("float32")
 
-# %% ../nbs/09_bertscore.ipynb #54ac5f8b
+# %% ../nbs/09_bertscore.ipynb #fe134d38
 def match_pairs(
     pairs:list,          # (ids and vectors of a prediction, ids and vectors of a reference)
     weights:np.ndarray,  # From `token_weights`
@@ -204,7 +204,7 @@ def bert_scores(
     if empty: warnings.warn(f"BERTScore is 0 for {empty:,} of {len(pairs):,} pairs, because a text in them is empty to the encoder", RuntimeWarning, stacklevel=2)
     return np.stack([best_of(each[:, i], references) for i in range(3)], -1)
 
-# %% ../nbs/09_bertscore.ipynb #663c6179
+# %% ../nbs/09_bertscore.ipynb #bb137704
 def _count(batch, options):
     scores = bert_scores(batch.predictions, batch.references, named_folder("bertscore", options), options.bertscore_layer, options.bertscore_idf)
     return np.column_stack([scores[:, 2], np.ones(len(scores)), scores[:, :2]])

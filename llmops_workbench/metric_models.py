@@ -8,7 +8,7 @@
 # %% auto #0
 __all__ = ['named_folder', 'folder_digest', 'MetricModel', 'open_metric_model', 'padded_batches', 'pad_rows']
 
-# %% ../nbs/09_metric_models.ipynb #c2a143fc
+# %% ../nbs/09_metric_models.ipynb #584fef14
 import hashlib
 from dataclasses import dataclass
 from functools import lru_cache
@@ -22,7 +22,7 @@ from .measures import METRICS
 from .models import import_torch, import_transformers, load_local
 from .options import Options
 
-# %% ../nbs/09_metric_models.ipynb #a2ca201d
+# %% ../nbs/09_metric_models.ipynb #9ab2e9b8
 def named_folder(
     metric:str,      # A metric that takes a model
     options:Options,
@@ -34,7 +34,7 @@ def named_folder(
                                                    f"Pass {option}='FOLDER', or leave the metric out"))
     return find_model(str(name))
 
-# %% ../nbs/09_metric_models.ipynb #1fa185b4
+# %% ../nbs/09_metric_models.ipynb #25b1466c
 _READ = ("*.json", "*.txt", "*.model")
 
 def folder_digest(
@@ -51,7 +51,7 @@ def _digest(folder, stamps):
         if not name.endswith(".safetensors"): digest.update(f"\n{name} {hashlib.sha256((folder/name).read_bytes()).hexdigest()}".encode())
     return digest.hexdigest()[:12]
 
-# %% ../nbs/09_metric_models.ipynb #924812c6
+# %% ../nbs/09_metric_models.ipynb #19e8f097
 @dataclass(frozen=True, eq=False)
 class MetricModel:
     "An open model with its tokenizer."
@@ -62,6 +62,11 @@ class MetricModel:
 
     @property
     def device(self): return self.network.device
+
+    @property
+    def batch_tokens(self) -> int:
+        "Tokens read together: on a processor what stays in its caches, on a GPU what keeps it busy."
+        return 16384 if self.device.type == "cuda" else 768
 
     @property
     def most_tokens(self) -> int:
@@ -96,10 +101,10 @@ def _open(folder, kind, digest):
     if missing: refuse(folder, f"lacks the weights {', '.join(missing[:3])}", "A model is loaded whole")
     return MetricModel(network.eval().to("cuda" if torch.cuda.is_available() else "cpu"), tokenizer, digest, folder)
 
-# %% ../nbs/09_metric_models.ipynb #3fbed27e
+# %% ../nbs/09_metric_models.ipynb #34edcaff
 def padded_batches(
     rows:list,            # Token ids of each text
-    most_tokens:int=8192, # Of a batch, padding included
+    most_tokens:int,     # Of a batch, padding included
     most_rows:int=256,
 ):                        # Yields lists of positions, the longest texts first
     "Positions of texts that are read together; texts without tokens are left out."

@@ -8,7 +8,7 @@
 # %% auto #0
 __all__ = ['SURPRISE_METHODS', 'token_surprises', 'perplexity_of', 'choose_label', 'label_probabilities']
 
-# %% ../nbs/09_surprise.ipynb #f09d4f04
+# %% ../nbs/09_surprise.ipynb #b625dc27
 import re
 
 import numpy as np
@@ -19,7 +19,7 @@ from .metric_models import MetricModel, folder_digest, named_folder, open_metric
 from .models import import_torch, import_transformers
 from .options import Batch, Method, Options, mean_value
 
-# %% ../nbs/09_surprise.ipynb #90d8a4e3
+# %% ../nbs/09_surprise.ipynb #8616530f
 def _pieces(ids, most) -> list:
     "(ids, how many of them were judged before or cannot be) of a text, none longer than `most`."
     if len(ids) <= most: return [(ids, 1)]
@@ -30,7 +30,7 @@ def _pieces(ids, most) -> list:
 def token_surprises(
     texts,              # Texts
     model:MetricModel,  # A causal language model
-    most_tokens:int=4096, # Of a batch; the likelihoods of every entry of the vocabulary are in memory for each
+    most_tokens:int|None=None, # Of a batch; by default what suits the device, at most 4096: the likelihoods of every entry of the vocabulary are in memory for each
 ) -> np.ndarray:        # (texts, 2): sum of negative logarithms of likelihood in nats, tokens they are of
     "What each text costs a language model; zeros for a text without a token to judge."
     torch, counts = import_torch(), np.zeros((len(texts), 2))
@@ -39,7 +39,7 @@ def token_surprises(
     encoded = model.tokenizer(unique, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)["input_ids"] if unique else []
     pieces = [(i, ids, before) for i, row in enumerate(encoded) for ids, before in _pieces([*start, *row], model.most_tokens) if len(ids) > before]
     found = np.zeros((len(unique), 2))
-    for batch in padded_batches([ids for _, ids, _ in pieces], most_tokens):
+    for batch in padded_batches([ids for _, ids, _ in pieces], most_tokens or min(4096, model.batch_tokens)):
         ids, mask = pad_rows([pieces[i][1] for i in batch], model.tokenizer.pad_token_id or 0, model.device)
         with torch.inference_mode():
             logits = model.network(input_ids=ids, attention_mask=mask).logits[:, :-1].float()
@@ -57,7 +57,7 @@ def perplexity_of(
     "The perplexity of every row: e to the mean surprise of a token."
     with np.errstate(invalid="ignore", divide="ignore"): return np.exp(counts[..., 0]/counts[..., 1])
 
-# %% ../nbs/09_surprise.ipynb #639f4559
+# %% ../nbs/09_surprise.ipynb #40097c16
 _SAYS = {"toxicity": re.compile(r"(?<!non)(?<!non[-_ ])(?<!not[-_ ])(?<!not)(?<!no[-_ ])(toxic|hate|offensive)", re.I),
          "refusal": re.compile(r"(?<!non)(?<!non[-_ ])(?<!not[-_ ])(?<!not)(?<!no[-_ ])(refus|reject)", re.I)}
 _PLAIN = {"toxicity": ("toxic", "toxicity"), "refusal": ("refusal", "refused", "refuse")}
@@ -77,7 +77,7 @@ def choose_label(
     if len(found) == 1: return found[0]
     raise ParameterValueError(explain(f"Which label says {metric} is not clear", f"The classifier has: {', '.join(names)}", f"Name one as {option}"))
 
-# %% ../nbs/09_surprise.ipynb #847366bc
+# %% ../nbs/09_surprise.ipynb #dacafffe
 def label_probabilities(
     texts,             # Texts
     model:MetricModel, # A sequence classifier
@@ -88,14 +88,14 @@ def label_probabilities(
     rows = model.tokenizer(unique, truncation=True, max_length=model.most_tokens, return_attention_mask=False)["input_ids"] if unique else []
     config, found = model.network.config, np.full(len(unique), np.nan)
     several = config.problem_type == "multi_label_classification" or config.num_labels == 1
-    for batch in padded_batches(rows):
+    for batch in padded_batches(rows, model.batch_tokens):
         ids, mask = pad_rows([rows[i] for i in batch], model.tokenizer.pad_token_id or 0, model.device)
         with torch.inference_mode(): logits = model.network(input_ids=ids, attention_mask=mask).logits.float()
         found[batch] = (logits.sigmoid() if several else logits.softmax(-1))[:, label].cpu().numpy()
     place = {text: i for i, text in enumerate(unique)}
     return found[[place[text] for text in texts]] if len(texts) else found
 
-# %% ../nbs/09_surprise.ipynb #addb74c3
+# %% ../nbs/09_surprise.ipynb #8d038e8a
 def _names(model): return [str(model.network.config.id2label[i]) for i in range(model.network.config.num_labels)]
 
 def _open_classifier(metric, options) -> tuple:
