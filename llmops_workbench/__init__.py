@@ -37,6 +37,7 @@ Modules:
 - `llmops_workbench.engines`: Where blocks of work are done: here, in processes beside, or on a Ray cluster
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
+- `llmops_workbench.evaluators`: Every metric as a module of Hugging Face's `evaluate`, with the network off
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
