@@ -55,6 +55,7 @@ Modules:
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
+- `llmops_workbench.kept`: A SQLite file that several processes use at once, and that is never believed when it is damaged
 - `llmops_workbench.labeling`: Rows to look at, what people said of them, how far they agree, and a dataset of it
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
