@@ -112,6 +112,7 @@ Modules:
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
 - `llmops_workbench.shards`: One table in many files, larger than memory if need be, read a piece at a time
+- `llmops_workbench.shelf`: An example that was scored once is not scored again
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
