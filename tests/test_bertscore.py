@@ -29,7 +29,6 @@ def theirs(folder, predictions, references, layer, idf=False, batch_size=1):
     One pair at a time, because in a batch it compares padding too, as a likeness of 0: the value of a text whose every likeness is negative then depends on its neighbours."""
     import sys
 
-    import bert_score
     from bert_score.utils import get_tokenizer
 
     def with_empty(*given):
