@@ -92,8 +92,8 @@ def save_wordnet(folder):
     (folder/"lexnames").write_text("00\tadj.all\t3\n01\tadj.pert\t3\n02\tadv.all\t4\n03\tnoun.Tops\t1\n")
     (folder/"cntlist.rev").write_text("")
     (folder/"index.sense").write_text("")
-    (folder/"data.noun").write_text("  1 begins with a line of licence\n00000034 03 n 02 car 0 automobile 0 000 | a thing with four wheels  \n")
-    (folder/"index.noun").write_text("car n 1 0 1 0 00000034  \nautomobile n 1 0 1 0 00000034  \n")
+    (folder/"data.noun").write_text("  1 begins with a line of licence\n00000034 03 n 02 car 0 auto 0 000 | a thing with four wheels  \n")
+    (folder/"index.noun").write_text("car n 1 0 1 0 00000034  \nauto n 1 0 1 0 00000034  \n")
     return folder
 
 
@@ -101,7 +101,7 @@ def test_synonyms_only_where_wordnet_lies_here(tmp_path, monkeypatch):
     "The signature says which, because with synonyms it is another metric."
     import nltk.data
     sign = LIKENESS_METHODS["meteor"].sign
-    batch = Batch(["my automobile is red"], [["my car is red"]])
+    batch = Batch(["my auto is red"], [["my car is red"]])
     monkeypatch.setattr(nltk.data, "path", [str(tmp_path/"nothing")])
     without = value(LIKENESS_METHODS, "meteor", batch)[0]
     assert find_wordnet() is None and "syn:none" in sign(Options())

@@ -8,6 +8,7 @@ import warnings
 
 import numpy as np
 import pytest
+from damage import damage
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from tiny_judges import save_encoder
@@ -160,13 +161,7 @@ def test_a_damaged_file_gives_no_wrong_count(tmp_path, at):
     shelf = StatisticsShelf(path)
     shelf.put("s", keys, counts)
     shelf.close()
-    content = bytearray(path.read_bytes())
-    if at in ("truncated", "empty", "text"):
-        path.write_bytes({"truncated": content[:len(content)//2], "empty": b"", "text": b"id,text\n"*1000}[at])
-    else:
-        for i in range(8):
-            content[at + i] ^= 0x41
-        path.write_bytes(content)
+    damage(path, at)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         shelf = StatisticsShelf(path)
