@@ -185,7 +185,7 @@ def bert_scores(
     layer:int|None=None, # As for `cut_at_layer`
     idf:bool=False,      # Whether tokens weigh by how few references have them
     kept:Vectors=KEPT_VECTORS,
-    block:int=4096,      # Pairs whose vectors are in memory together
+    block:int=1024,      # Pairs whose vectors are in memory together
 ) -> np.ndarray:         # (examples, 3): precision, recall, F1; 0 to 1 for texts that have something in common, higher is better
     "BERTScore of each example, each of the three for its best reference; a warning where texts are empty."
     reader, pairs = BertReader(folder, layer, kept), [(p.strip(), r.strip()) for p, rs in zip(predictions, references) for r in rs]

@@ -10,13 +10,14 @@ __all__ = ['named_folder', 'folder_digest', 'MetricModel', 'open_metric_model', 
 
 # %% ../nbs/09_metric_models.ipynb #584fef14
 import hashlib
+import threading
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
 
-from .checkpoints import check_model_folder, find_model, refuse, weights_digest
+from .checkpoints import check_model_folder, find_base, find_model, refuse, weights_digest
 from .errors import ParameterValueError, explain
 from .measures import METRICS
 from .models import import_torch, import_transformers, load_local
@@ -40,9 +41,11 @@ _READ = ("*.json", "*.txt", "*.model")
 def folder_digest(
     folder:Path, # A model's folder
 ) -> str:        # 12 hex digits
-    "What identifies a model's files; read again only where a file has changed."
+    "What identifies a model's files, and those of the base of an adapter; read again only where a file has changed."
     files = sorted(p for pattern in (*_READ, "*.safetensors") for p in Path(folder).glob(pattern))
-    return _digest(Path(folder), tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    own = _digest(Path(folder), tuple((p.name, p.stat().st_size, p.stat().st_mtime_ns) for p in files))
+    if not (Path(folder)/"adapter_config.json").is_file(): return own
+    return hashlib.sha256(f"{own} on {folder_digest(find_base(folder))}".encode()).hexdigest()[:12]
 
 @lru_cache(64)
 def _digest(folder, stamps):
@@ -83,7 +86,9 @@ def open_metric_model(
     kind:str, # "encoder", "classifier" or "causal"
 ) -> MetricModel:
     "A model from its folder, kept open with at most three others; `SourceFormatError` for files that are refused or do not load."
-    return _open(Path(folder), kind, folder_digest(folder))
+    with _LOADING: return _open(Path(folder), kind, folder_digest(folder))
+
+_LOADING = threading.RLock() # two threads that load a model for the first time would find transformers half resolved
 
 @lru_cache(4)
 def _open(folder, kind, digest):

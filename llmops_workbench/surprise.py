@@ -33,7 +33,7 @@ def token_surprises(
     most_tokens:int|None=None, # Of a batch; by default what suits the device, at most 4096: the likelihoods of every entry of the vocabulary are in memory for each
 ) -> np.ndarray:        # (texts, 2): sum of negative logarithms of likelihood in nats, tokens they are of
     "What each text costs a language model; zeros for a text without a token to judge."
-    torch, counts = import_torch(), np.zeros((len(texts), 2))
+    torch = import_torch()
     start = [] if model.tokenizer.bos_token_id is None else [model.tokenizer.bos_token_id]
     unique = list(dict.fromkeys(texts))
     encoded = model.tokenizer(unique, add_special_tokens=False, split_special_tokens=True, return_attention_mask=False)["input_ids"] if unique else []
@@ -48,8 +48,7 @@ def token_surprises(
             place, piece, before = pieces[i]
             found[place] += row[before - 1:len(piece) - 1].sum(), len(piece) - before
     place = {text: i for i, text in enumerate(unique)}
-    counts[:] = found[[place[text] for text in texts]] if len(texts) else counts
-    return counts
+    return found[[place[text] for text in texts]] if len(texts) else found
 
 def perplexity_of(
     counts:np.ndarray, # (..., 2) from `token_surprises`, or sums of them
@@ -107,7 +106,7 @@ def _classified(metric):
     def count(batch, options): return counts_of(label_probabilities(batch.predictions, *_open_classifier(metric, options)))
     def sign(options):
         model, label = _open_classifier(metric, options)
-        return [f"model:{model.digest}", f"label:{_names(model)[label]}", "long:cut"]
+        return [f"model:{model.digest}", f"label:{_names(model)[label].replace('|', '/')}", "long:cut"]
     return Method(count, mean_value, sign)
 
 def _count_surprise(batch, options): return token_surprises(batch.predictions, open_metric_model(named_folder("perplexity", options), "causal"))

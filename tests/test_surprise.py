@@ -138,3 +138,21 @@ def test_an_interrupt_breaks_nothing(tmp_path):
         token_surprises(TEXTS, model)
     hook.remove()
     assert np.array_equal(token_surprises(TEXTS, model), expected)
+
+
+def test_an_adapter_is_another_model_on_another_base(tmp_path):
+    "The digest holds the base too, whose weights are what the adapter is merged into."
+    import json
+
+    from peft import LoraConfig, get_peft_model
+    transformers = import_transformers()
+    base = save_model(tmp_path/"base", "llama")
+    network = get_peft_model(transformers.AutoModelForCausalLM.from_pretrained(base), LoraConfig(target_modules=["q_proj"], r=2, init_lora_weights=False))
+    network.save_pretrained(tmp_path/"adapter")
+    config = json.loads((tmp_path/"adapter"/"adapter_config.json").read_text())
+    assert config["base_model_name_or_path"] == str(base)
+    first, plain = folder_digest(tmp_path/"adapter"), token_surprises(TEXTS, open_metric_model(base, "causal"))
+    merged = token_surprises(TEXTS, open_metric_model(tmp_path/"adapter", "causal"))
+    assert not np.allclose(merged, plain)
+    save_model(base, "llama", seed=3)
+    assert folder_digest(tmp_path/"adapter") != first and not np.allclose(token_surprises(TEXTS, open_metric_model(tmp_path/"adapter", "causal")), merged)
