@@ -8,6 +8,7 @@ Modules:
 - `llmops_workbench.assertions`: What has to be true of an answer, said as data and checked row by row
 - `llmops_workbench.bars`: How a column of a million rows spreads, in a hundredth of a second
 - `llmops_workbench.batches`: Prompts that begin alike, read together
+- `llmops_workbench.bertscore`: Whether an answer means the same, token by token, as an encoder sees it
 - `llmops_workbench.budgets`: No call is made that could cost more than is left
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
@@ -18,6 +19,7 @@ Modules:
 - `llmops_workbench.columns`: What each column of a dataset can be measured by: numbers, categories, and the measurable sides of text and JSON
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
+- `llmops_workbench.confidence`: Whether a system is right as often as it says, and what its answers took
 - `llmops_workbench.congestion`: As many calls at once as the server bears
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.costs`: What a token costs, in a table you keep
@@ -36,10 +38,12 @@ Modules:
 - `llmops_workbench.engines`: Where blocks of work are done: here, in processes beside, or on a Ray cluster
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
+- `llmops_workbench.evaluators`: Every metric as a module of Hugging Face's `evaluate`, with the network off
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
+- `llmops_workbench.foreign`: Any Python function or `evaluate` module as a metric beside ours
 - `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
 - `llmops_workbench.gains`: What a search for a better prompt found, what it cost, and whether to believe it
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
@@ -53,10 +57,12 @@ Modules:
 - `llmops_workbench.jobs`: Long work in a process of its own: it survives the kernel, can be stopped, found again and resumed
 - `llmops_workbench.journal`: A metric is safe the moment `append` returns, and nobody waits for the store
 - `llmops_workbench.judges`: A model's opinion of an answer, asked for in a form that can be counted, and held against people's
+- `llmops_workbench.kept`: A SQLite file that several processes use at once, and that is never believed when it is damaged
 - `llmops_workbench.labeling`: Rows to look at, what people said of them, how far they agree, and a dataset of it
 - `llmops_workbench.labels`: Labels that contradict one another, and labels that contradict their texts
 - `llmops_workbench.languages`: Which language a text is in, and how sure one can be
 - `llmops_workbench.library`: Prompts by name, version and alias, whole
+- `llmops_workbench.likeness`: How like its reference an answer is, letter by letter and word by word, and how like itself
 - `llmops_workbench.lineage`: Which runs and traces used a version of a prompt, and how it scored
 - `llmops_workbench.locks`: One holder at a time, on this machine, and never for longer than its process lives
 - `llmops_workbench.mapped`: Texts that stay on disk and are looked at through a memory map, in a frame like any other
@@ -66,6 +72,7 @@ Modules:
 - `llmops_workbench.material`: What the starter model's exercises are made of: names, codes, things, letters and stories, drawn from a seed
 - `llmops_workbench.matrices`: The answers of a grid side by side: which are right, which differ, and what a reader has to look at
 - `llmops_workbench.measures`: What a column of scores means, and which way is up
+- `llmops_workbench.metric_models`: The models that judge texts, opened once and named by what is in their folder
 - `llmops_workbench.metrics`: How near predictions come to references
 - `llmops_workbench.models`: One name for a model, wherever it is
 - `llmops_workbench.names`: People's names by the company they keep: greetings, signatures, forms, and the rest of the column
@@ -109,6 +116,7 @@ Modules:
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
 - `llmops_workbench.settings`: One plain file that notebooks, the command line and CI share
 - `llmops_workbench.shards`: One table in many files, larger than memory if need be, read a piece at a time
+- `llmops_workbench.shelf`: An example that was scored once is not scored again
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
@@ -118,6 +126,7 @@ Modules:
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
+- `llmops_workbench.surprise`: How likely a text is to a language model, and what a classifier takes it for
 - `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
 - `llmops_workbench.text`: A column of text as one buffer of bytes, its hashes, and the damage of a wrong decoding

@@ -12,6 +12,7 @@ import warnings
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
+from damage import damage
 
 from llmops_workbench.caches import CompletionCache, cache_key
 from llmops_workbench.completions import ScriptedModel
@@ -170,21 +171,14 @@ def test_a_damaged_file_gives_no_wrong_answer(tmp_path, at):
     "Whatever byte flips: answers that come are right, and where one was lost to damage that is seen, the file is set aside and named."
     path = tmp_path / "cache.db"
     answers = fill_pages(path)
-    content = bytearray(path.read_bytes())
-    if at == "truncated":
-        path.write_bytes(content[:len(content)//2])
-    elif at in ("empty", "text"):
-        path.write_bytes(b"" if at == "empty" else b"id,text\n"*1000)
-    elif at == "no log":
+    if at == "no log":
         writer = subprocess.Popen([sys.executable, "-c", WRITER, str(path)], stdout=subprocess.PIPE, text=True)
         writer.stdout.readline()
         writer.kill()
         writer.communicate()
         (tmp_path / "cache.db-wal").unlink()
     else:
-        for i in range(8):
-            content[at + i] ^= 0x41
-        path.write_bytes(content)
+        damage(path, at)
     with warnings.catch_warnings(record=True) as told:
         warnings.simplefilter("always")
         cache = CompletionCache(path)
