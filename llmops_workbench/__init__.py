@@ -108,6 +108,7 @@ Modules:
 - `llmops_workbench.shards`: One table in many files, larger than memory if need be, read a piece at a time
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
+- `llmops_workbench.sources`: Answers by the name of a run, a prompt, a model, a file or a yardstick
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
 - `llmops_workbench.sqlguard`: What a query may do that nobody has read before it runs
@@ -115,7 +116,7 @@ Modules:
 - `llmops_workbench.starter`: A language model of three million parameters, made from nothing on two cores
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
-- `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
+- `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and under a name
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
 - `llmops_workbench.text`: A column of text as one buffer of bytes, its hashes, and the damage of a wrong decoding
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
