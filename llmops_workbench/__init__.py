@@ -18,6 +18,7 @@ Modules:
 - `llmops_workbench.comparison`: Which system is better, by how much, and whether the examples can tell
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
 - `llmops_workbench.congestion`: As many calls at once as the server bears
+- `llmops_workbench.contrasts`: Every system against the baseline: differences, intervals, tests and verdicts, from counts alone
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.costs`: What a token costs, in a table you keep
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
@@ -35,6 +36,7 @@ Modules:
 - `llmops_workbench.engines`: Where blocks of work are done: here, in processes beside, or on a Ray cluster
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
+- `llmops_workbench.evidence`: Scored once, asked again as often as you like
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
