@@ -103,6 +103,7 @@ Modules:
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
+- `llmops_workbench.seeds`: Several tries of one thing: how far they lie apart, and whether that explains the difference
 - `llmops_workbench.selection`: Examples to learn from, examples to choose by, and examples that decide in the end
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
@@ -110,6 +111,7 @@ Modules:
 - `llmops_workbench.shards`: One table in many files, larger than memory if need be, read a piece at a time
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
+- `llmops_workbench.slices`: Where a system is weak, in a rule that can be said aloud, and not found by looking often
 - `llmops_workbench.sources`: Answers by the name of a run, a prompt, a model, a file or a yardstick
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
