@@ -11,6 +11,7 @@ Modules:
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
+- `llmops_workbench.charts`: A comparison as pictures: intervals, examples, fronts, slices and curves
 - `llmops_workbench.chats`: Who said what, in whatever form a conversation was kept
 - `llmops_workbench.checkpoints`: Where a model's name leads, and what is refused unread
 - `llmops_workbench.cli`: The same workflows from a terminal and from CI
@@ -72,6 +73,7 @@ Modules:
 - `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
 - `llmops_workbench.options`: What changes the value of a metric
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
+- `llmops_workbench.outcomes`: Who won where, what got worse, and what was done differently
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
 - `llmops_workbench.params`: One signature is the form, the parameters cell, the command line and the check
