@@ -415,6 +415,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                 'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.front': ( 'comparison.html#comparison.front',
                                                                                                'llmops_workbench/comparison.py'),
+                                             'llmops_workbench.comparison.Comparison.fronts': ( 'comparison.html#comparison.fronts',
+                                                                                                'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.groups': ( 'comparison.html#comparison.groups',
                                                                                                 'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.params': ( 'comparison.html#comparison.params',

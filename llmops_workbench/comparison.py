@@ -195,6 +195,14 @@ class Comparison(Result):
         ways = {name: name in METRICS and METRICS[name].higher_is_better for name in (x, y)}
         return pd.DataFrame({"system": rows.index, "task": task, "x": rows[x].to_numpy(), "y": rows[y].to_numpy(), "on_front": pareto_front(rows, ways).to_numpy()})
 
+    @cached_property
+    def fronts(self) -> pd.DataFrame:
+        "The front of every task's main metric against each cost that two or more systems know: task, cost, metric, system, x, y, on_front."
+        parts = [self.front(cost, task=task).assign(cost=cost, metric=names[0]) for task, names in zip(self.tasks, self.metrics) for cost in COSTS
+                 if self.frame.loc[(self.frame["task"] == task) & (self.frame["metric"] == cost), "value"].notna().sum() > 1]
+        columns = ["task", "cost", "metric", "system", "x", "y", "on_front"]
+        return pd.concat(parts, ignore_index=True)[columns] if parts else pd.DataFrame(columns=columns)
+
     def again(self,
         baseline:str|None=None,  # Another one; None: the same, or the first of the systems if it is none of them
         metrics=None,            # Others; what was not scored before is scored now
@@ -229,7 +237,7 @@ class Comparison(Result):
         return masks
 
     def frames(self) -> dict:
-        more = {"slices": self.slices if self.question.slices else [], "groups": self.groups, "params": self.params, "curves": self.curves}
+        more = {"slices": self.slices if self.question.slices else [], "fronts": self.fronts, "groups": self.groups, "params": self.params, "curves": self.curves}
         return {"examples": self.examples, **{name: frame for name, frame in more.items() if len(frame)}}
 
     def words(self) -> list: return _sentences(self)
