@@ -100,9 +100,9 @@ def answer(
 
 def _summarise(result, notes) -> dict:
     frame, question = result.frame, result.question
-    number = lambda value: None if pd.isna(value) else round(float(value), 6)
-    values = {f"{row.system}/{row.task}/{row.metric}": {"value": number(row.value), "delta": number(row.delta), "verdict": row.verdict}
-              for row in frame[frame["kind"] == "quality"].itertuples()}
+    number = lambda value: None if value != value else round(value, 6)
+    values = {f"{system}/{task}/{metric}": {"value": number(value), "delta": number(delta), "verdict": said} for kind, system, task, metric, value, delta, said in
+              zip(*(frame[name].tolist() for name in ("kind", "system", "task", "metric", "value", "delta", "verdict"))) if kind == "quality"}
     more = {"slices": [{name: row[name] for name in ("system", "task", "metric", "against", "rule", "n")} for row in result.slices.to_dict("records")],
             "n_rules": sum(len(rules.words) for rules in result.rules.values())} if question.slices else {}
     return {"systems": list(question.systems), "n_systems": len(question.systems), "baseline": question.baseline, "tasks": result.tasks, "n_examples": sum(len(paired.rows) for paired in result.pairings),

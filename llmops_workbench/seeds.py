@@ -28,6 +28,7 @@ def group_runs(
 ) -> pd.DataFrame:          # `GROUPED`: std between runs, intervals over runs and examples; delta to the baseline's group
     "Groups with their spread; empty where no group has more than one run. One run has no std, and its interval is that of the examples alone."
     rows, alpha = [], 1 - confidence
+    if all(len(own) < 2 for own in groups.values()) and not any(paired.repeated() for paired in pairings): return pd.DataFrame(columns=GROUPED)
     for paired, names in zip(pairings, metrics):
         for metric in names:
             parts = {group: part for group, own in groups.items() if (part := _runs(paired, metric, [name for name in own if name in paired.having(metric)]))}
