@@ -3064,6 +3064,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                               'llmops_workbench/significance.py'),
                                                'llmops_workbench.significance.difference_p_value': ( 'significance.html#difference_p_value',
                                                                                                      'llmops_workbench/significance.py'),
+                                               'llmops_workbench.significance.drawn_counts': ( 'significance.html#drawn_counts',
+                                                                                               'llmops_workbench/significance.py'),
                                                'llmops_workbench.significance.flips_p_value': ( 'significance.html#flips_p_value',
                                                                                                 'llmops_workbench/significance.py'),
                                                'llmops_workbench.significance.holm': ( 'significance.html#holm',

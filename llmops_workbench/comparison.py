@@ -271,10 +271,10 @@ class Comparison(Result):
 def _sentences(result) -> list:
     frame, summary = result.frame, result.summary
     found = [f"{summary['n_systems']} systems on {summary['n_examples']:,} examples they all answered; the baseline is {summary['baseline']}."]
-    quality = frame[(frame["kind"] == "quality") & frame["delta"].notna()]
-    for (task, system), rows in quality.groupby(["task", "system"], sort=False):
-        said = [f"{row.metric} {row.value:.3g} ({row.delta:+.3g}{'' if np.isnan(row.delta_low) else f', {row.delta_low:+.3g} to {row.delta_high:+.3g}'}): {row.verdict}" for row in rows.itertuples()]
-        found.append(f"{system}{' on ' + task if task else ''}: {'; '.join(said)}.")
+    said = {}
+    for kind, task, system, metric, value, delta, low, high, verdict in zip(*(frame[name].tolist() for name in ("kind", "task", "system", "metric", "value", "delta", "delta_low", "delta_high", "verdict"))):
+        if kind == "quality" and delta == delta: said.setdefault((task, system), []).append(f"{metric} {value:.3g} ({delta:+.3g}{'' if low != low else f', {low:+.3g} to {high:+.3g}'}): {verdict}")
+    found += [f"{system}{' on ' + task if task else ''}: {'; '.join(lines)}." for (task, system), lines in said.items()]
     for system in result.question.systems:
         lost = [max(paired.counts[system][name] for paired in result.pairings) for name in ("n_unscored", "n_unpaired")]
         if any(lost): found.append(f"{system}: {lost[0]:,} answers failed or are missing and {lost[1]:,} examples have no answer by another system; they were left out.")

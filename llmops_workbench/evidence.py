@@ -18,7 +18,7 @@ import pandas as pd
 from .errors import ParameterValueError, explain
 from .measures import COSTS, METRICS
 from .metrics import score
-from .significance import resample_counts, swap_masks
+from .significance import drawn_counts, swap_masks
 from .systems import FORM
 
 # %% ../nbs/09_evidence.ipynb #fb29e4f7
@@ -157,9 +157,9 @@ _KEPT, _CHUNK = 20_000_000, 1_000_000  # Draws kept for the next question; draws
 
 @lru_cache(maxsize=4)
 def _kept_weights(kind, n, n_resamples, seed) -> np.ndarray:
-    return np.concatenate([chunk.astype(np.uint16) for chunk in _fresh_weights(kind, n, n_resamples, seed)])
+    return np.concatenate(list(_fresh_weights(kind, n, n_resamples, seed)))
 
-def _fresh_weights(kind, n, n_resamples, seed): return (resample_counts if kind == "bootstrap" else swap_masks)(n, n_resamples, seed)
+def _fresh_weights(kind, n, n_resamples, seed): return (drawn_counts if kind == "bootstrap" else swap_masks)(n, n_resamples, seed)
 
 def products(
     kind:str,            # "bootstrap": how often each example was drawn; "swap": whether it changes sides
