@@ -15,7 +15,7 @@ import pandas as pd
 from .evidence import Paired, products
 from .intervals import least_p
 from .measures import COSTS, METRICS
-from .significance import difference_p_value, flips_p_value, holm, holm_levels, interval, needed_answers, needed_examples, randomised_p_value, verdict
+from .significance import difference_p_value, flips_p_value, holm, holm_levels, interval, needed_answers, needed_examples, randomised_p_value, verdict, widen_confidence, widen_p_value
 
 # %% ../nbs/09_contrasts.ipynb #873982aa
 YES_NO = ("exact_match", "valid_json", "json_match", "sql_match", "valid_sql")
@@ -45,10 +45,10 @@ def _differences(paired, metric, baseline, test, confidence) -> dict:
     mended, broken = (gaps > 1e-12).sum(1), (gaps < -1e-12).sum(1)
     p_values = flips_p_value(mended, broken)
     if not plain.all():
-        graded = difference_p_value(scatter, deltas) if test == "bootstrap" else _swapped(paired, metric, systems, baseline, deltas, both)
+        graded = widen_p_value(difference_p_value(scatter, deltas), both.sum(1)) if test == "bootstrap" else _swapped(paired, metric, systems, baseline, deltas, both)
         # Few examples that differ cannot show much, however alike their differences are.
         p_values = np.where(plain, p_values, np.maximum(graded, [least_p(n) for n in mended + broken]))
-    low, high = _ends(scatter, confidence)
+    low, high = _ends(scatter, confidence, both.sum(1))
     n, error = both.sum(1), scatter.std(1)
     unknown = (n < 2) | (np.arange(len(systems)) == at)
     return {"delta": np.where(np.arange(len(systems)) == at, np.nan, deltas), **{name: np.where(unknown, np.nan, column) for name, column in
@@ -56,11 +56,11 @@ def _differences(paired, metric, baseline, test, confidence) -> dict:
 
 def _is_plain(values) -> bool: return bool(((values == 0) | (values == 1)).all())
 
-def _ends(samples, confidence) -> tuple:
-    "Interval of every row of samples; draws without a value are left out."
-    if not np.isnan(samples).any(): return interval(samples.T, confidence)
-    ends = [interval(row[~np.isnan(row)], confidence) if (~np.isnan(row)).any() else (np.nan, np.nan) for row in samples]
-    return np.array(ends, float).T
+def _ends(samples, confidence, n) -> tuple:
+    "Interval of every row of samples, each of so many examples; draws without a value are left out."
+    if len(set(n.tolist())) == 1 and not np.isnan(samples).any(): return interval(samples.T, widen_confidence(confidence, int(n[0])))
+    known = [row[~np.isnan(row)] for row in samples]
+    return np.array([interval(row, widen_confidence(confidence, int(size))) if len(row) else (np.nan, np.nan) for row, size in zip(known, n)], float).T
 
 def _masked(paired, metric, system, baseline, both) -> tuple:
     "Difference and its samples on the examples of which both have a value."
@@ -90,8 +90,8 @@ def all_pairs(
     systems, samples, values = paired.having(metric), paired.samples(metric), paired.values(metric)
     one, other = np.triu_indices(len(systems), 1)
     scatter, deltas = samples[one] - samples[other], values[one] - values[other]
-    low, high = _ends(scatter, confidence)
-    p_values = difference_p_value(scatter, deltas)
+    low, high = _ends(scatter, confidence, np.full(len(one), len(paired.rows)))
+    p_values = widen_p_value(difference_p_value(scatter, deltas), len(paired.rows))
     return pd.DataFrame({"system": np.array(systems, object)[one], "against": np.array(systems, object)[other], "delta": deltas, "low": low, "high": high, "p_value": p_values, "p_adjusted": holm(p_values)})
 
 # %% ../nbs/09_contrasts.ipynb #619e3045
@@ -129,7 +129,7 @@ def _parts(paired, metrics, baseline, confidence, test):
     paired.draw(names)
     for place, metric in enumerate(names):
         systems, known = paired.having(metric), (~np.isnan(paired.each(metric))).sum(1)
-        low, high = (np.where(known > 1, ends, np.nan) for ends in _ends(paired.samples(metric), confidence))
+        low, high = (np.where(known > 1, ends, np.nan) for ends in _ends(paired.samples(metric), confidence, known))
         told = _differences(paired, metric, baseline, test, confidence) if baseline in systems else _nothing(len(systems), known)
         lost = 0 if metric in COSTS else len(paired.rows) - known
         at = np.array([paired.systems.index(name) for name in systems])

@@ -9,8 +9,9 @@ words. Nothing here knows about models or metrics: arrays go in, numbers come ou
 
 # %% auto #0
 __all__ = ['mcnemar', 'flips_p_value', 'check_pairs', 'resampled_sums', 'resample_counts', 'drawn_counts', 'interval',
-           'difference_p_value', 'swapped_sums', 'swap_masks', 'randomised_p_value', 'holm', 'needed_resamples',
-           'holm_levels', 'needed_examples', 'needed_answers', 'verdict']
+           'difference_p_value', 'widen_confidence', 'widen_p_value', 'swapped_sums', 'swap_masks',
+           'randomised_p_value', 'holm', 'needed_resamples', 'holm_levels', 'needed_examples', 'needed_answers',
+           'verdict']
 
 # %% ../nbs/09_significance.ipynb #4c3e2093
 import numpy as np
@@ -109,6 +110,24 @@ def _share(extreme):
     "The sample itself is one of those that could have come out, hence one more in both counts (Davison & Hinkley 1997)."
     found = (extreme.sum(-1) + 1)/(extreme.shape[-1] + 1)
     return float(found) if np.ndim(found) == 0 else found
+
+# %% ../nbs/09_significance.ipynb #19b2bc1b
+def widen_confidence(
+    confidence:float,  # Wanted share, between 0 and 1
+    n:int,             # Examples behind the bootstrap
+) -> float:            # Share of the samples to take in
+    "How much of the bootstrap samples an interval has to hold so that it is right with few examples."
+    from scipy.special import ndtr, stdtrit
+    return float(2*ndtr(np.sqrt(n/(n - 1))*stdtrit(n - 1, (1 + confidence)/2)) - 1) if n > 1 else confidence
+
+def widen_p_value(
+    p_value,  # Of a bootstrap; a number or an array
+    n,        # Examples behind it
+):            # As it should be, never smaller
+    "The p-value that goes with `widen_confidence`."
+    from scipy.special import ndtri, stdtr
+    p_value, n = np.asarray(p_value, float), np.maximum(np.asarray(n, float), 2)
+    return 2*stdtr(n - 1, ndtri(p_value/2)*np.sqrt((n - 1)/n))
 
 # %% ../nbs/09_significance.ipynb #b84fff73
 def swapped_sums(
