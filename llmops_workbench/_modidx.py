@@ -3123,6 +3123,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'llmops_workbench.sources._of_run': ('sources.html#_of_run', 'llmops_workbench/sources.py'),
                                           'llmops_workbench.sources._read': ('sources.html#_read', 'llmops_workbench/sources.py'),
                                           'llmops_workbench.sources._texts': ('sources.html#_texts', 'llmops_workbench/sources.py'),
+                                          'llmops_workbench.sources._whole': ('sources.html#_whole', 'llmops_workbench/sources.py'),
                                           'llmops_workbench.sources.read_curves': ( 'sources.html#read_curves',
                                                                                     'llmops_workbench/sources.py'),
                                           'llmops_workbench.sources.read_systems': ( 'sources.html#read_systems',

@@ -63,10 +63,10 @@ class Question:
         while len(self.kept) > 16: self.kept.popitem(last=False)
         return self.kept[key]
 
-    def tasks(self) -> list:
-        "The tasks that every system did, in the order of the first."
-        asked = [task for task, evidence in self.evidence.items() if self.masks is None or self.masks[task].any()]
-        return [task for task in asked if all(len(self.evidence[task].frames[name]) or self.evidence[task].unscored[name].any() for name in self.systems)]
+    def tasks(self) -> dict:
+        "Task -> the systems that have examples of it, in the order of the first."
+        return {task: [name for name in self.systems if ((evidence.has(name) | (evidence.unscored[name] > 0)) & (True if self.masks is None else self.masks[task])).any()]
+                for task, evidence in self.evidence.items()}
 
 def choose_metrics(paired, wanted) -> list:
     "Metrics for the examples of a pairing, the main one first; costs are compared anyway."
@@ -79,13 +79,12 @@ def answer(
     question:Question,
 ) -> "Comparison":
     "The comparison that a question asks for; `ParameterValueError` when the systems have no example in common."
-    tasks, notes = question.tasks(), []
+    done, notes = question.tasks(), []
+    tasks = [task for task, names in done.items() if len(names) == len(question.systems)]
     if not tasks:
-        told = {name: ", ".join(sorted(task for task, evidence in question.evidence.items() if len(evidence.frames[name]))) for name in question.systems}
-        raise ParameterValueError(explain(f"The systems have no task in common ({'; '.join(f'{name}: {tasks}' for name, tasks in told.items())})", "They are compared task by task",
-                                          "Choose runs of the same task" if question.masks is None else "Choose more examples"))
-    some = {task for task, evidence in question.evidence.items() if any(len(evidence.frames[name]) for name in question.systems)}
-    if alone := sorted(some - set(tasks)) if question.masks is None else []: notes.append(f"Left out, since not every system did it: {', '.join(alone)}.")
+        told = "; ".join(f"{name}: {', '.join(sorted(task for task, names in done.items() if name in names))}" for name in question.systems)
+        raise ParameterValueError(explain(f"The systems have no task in common ({told})", "They are compared task by task", "Choose runs of the same task" if question.masks is None else "Choose more examples"))
+    if alone := sorted(task for task, names in done.items() if names and task not in tasks): notes.append(f"Left out, since not every system did it: {', '.join(alone)}.")
     pairings = [question.pair(task) for task in tasks]
     metrics = [choose_metrics(paired, question.wanted) for paired in pairings]
     for paired, names in zip(pairings, metrics): paired.evidence.count(names)

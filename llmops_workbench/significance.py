@@ -187,9 +187,8 @@ def holm_levels(
 ) -> np.ndarray:      # The level of each, NaN kept
     "What Holm's correction holds each p-value against: alpha over the number of questions that are no clearer than it."
     p_values = np.asarray(p_values, float)
-    levels, asked = np.full(p_values.shape, np.nan), np.flatnonzero(~np.isnan(p_values))
-    levels[asked[np.argsort(p_values[asked], kind="stable")]] = alpha/(len(asked) - np.arange(len(asked)))
-    return levels
+    known = np.sort(p_values[~np.isnan(p_values)])
+    return np.where(np.isnan(p_values), np.nan, alpha/np.maximum(len(known) - np.searchsorted(known, p_values), 1))
 
 def needed_examples(
     delta,            # The difference that was seen
@@ -220,20 +219,21 @@ def needed_answers(
         if mended[at] == broken[at]: continue
         share = max(mended[at], broken[at])/flips[at]
         guess = ((ndtri(1 - alpha[at]/2) + 2*ndtri(power)*np.sqrt(share*(1 - share)))/(2*share - 1))**2
-        more[at] = max(0, np.ceil(_enough_flips(share, guess, alpha[at], power)*n[at]/flips[at]) - n[at])
+        more[at] = max(0, np.ceil(_enough_flips(share, flips[at]/n[at], guess, alpha[at], power)*n[at]/flips[at]) - n[at])
     return more if more.ndim else float(more)
 
-def _enough_flips(share, guess, alpha, power) -> float:
-    "The fewest flips at which the exact test has its power, looked for around a guess."
+def _enough_flips(share, rate, guess, alpha, power) -> float:
+    "The fewest expected flips at which the exact test has its power, looked for around a guess; how many there will be is chance as well."
     from scipy.special import bdtrc, ndtri
     if guess > 1e5: return guess
-    flips = np.unique(np.linspace(max(1, 0.8*guess - 5), 1.4*guess + 25, 60).astype(int))
+    flips = np.unique(np.linspace(1, 2.2*guess + 60, 80).astype(int))
     # The least count that the test calls too many lies within a few of the normal one.
-    near = np.floor(flips/2 - ndtri(alpha/2)*np.sqrt(flips)/2)[:, None] + np.arange(-3, 2)
-    near = np.clip(near, 0, flips[:, None])
+    near = np.clip(np.floor(flips/2 - ndtri(alpha/2)*np.sqrt(flips)/2)[:, None] + np.arange(-3, 2), 0, flips[:, None])
     least = near[np.arange(len(flips)), (bdtrc(near, flips[:, None], 0.5) <= alpha/2).argmax(1)]
-    enough = bdtrc(least, flips, share) >= power
-    return float(flips[enough.argmax()]) if enough.any() else float(flips[-1])
+    nodes, weights = np.polynomial.hermite_e.hermegauss(15)
+    expected = np.linspace(max(1, 0.7*guess - 5), 1.6*guess + 35, 200)
+    found = np.interp(expected[:, None] + nodes*np.sqrt(expected*(1 - rate))[:, None], flips, bdtrc(least, flips, share)) @ weights/weights.sum()
+    return float(expected[(found >= power).argmax()]) if (found >= power).any() else float(expected[-1])
 
 # %% ../nbs/09_significance.ipynb #8e434f07
 def verdict(

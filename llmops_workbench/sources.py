@@ -129,8 +129,12 @@ def _read(source, name, references) -> list:
     if name is None or isinstance(source, str | Path):
         dataset = read_dataset(source)
         return [((dataset.name, "", str(source)), System(as_system(dataset.frame, f"'{dataset.name}'")))]
-    values = list(source)
+    values = [_whole(text) for text in source]
     if references is None or len(references) != len(values):
         raise ParameterValueError(explain(f"'{name}' has {len(values)} predictions and there are {0 if references is None else len(references)} references",
                                           "Lists of predictions need a reference each", "Pass references, or frames with id, prediction and references"))
-    return [((str(name), "", ""), System(as_system(pd.DataFrame({"id": np.arange(len(values)), "prediction": values, "references": list(references)}), f"'{name}'")))]
+    return [((str(name), "", ""), System(as_system(pd.DataFrame({"id": np.arange(len(values)), "prediction": values, "references": [_whole(text) for text in references]}), f"'{name}'")))]
+
+def _whole(value):
+    "A text without halves of characters, which no file could keep."
+    return value.encode("utf-16", "surrogatepass").decode("utf-16", "replace") if isinstance(value, str) and any("\ud800" <= c <= "\udfff" for c in value) else value
