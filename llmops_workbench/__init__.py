@@ -13,6 +13,7 @@ Modules:
 - `llmops_workbench.caches`: A question that was answered is not paid for twice
 - `llmops_workbench.catalogue`: Which workflows there are, what each answers and what it takes
 - `llmops_workbench.cells`: Values of any kind into columns of few kinds, and no value changed on the way
+- `llmops_workbench.charts`: A comparison as pictures: intervals, examples, fronts, slices and curves
 - `llmops_workbench.chats`: Who said what, in whatever form a conversation was kept
 - `llmops_workbench.checkpoints`: Where a model's name leads, and what is refused unread
 - `llmops_workbench.cli`: The same workflows from a terminal and from CI
@@ -21,6 +22,7 @@ Modules:
 - `llmops_workbench.completions`: What a model is to the workbench: prompts in, a frame out
 - `llmops_workbench.confidence`: Whether a system is right as often as it says, and what its answers took
 - `llmops_workbench.congestion`: As many calls at once as the server bears
+- `llmops_workbench.contrasts`: Every system against the baseline: differences, intervals, tests and verdicts, from counts alone
 - `llmops_workbench.corpus`: What the starter model reads: exercises, documentation, tickets and questions about them, as an endless stream of batches
 - `llmops_workbench.costs`: What a token costs, in a table you keep
 - `llmops_workbench.counts`: Characters, words and sentences of a column of text
@@ -39,6 +41,7 @@ Modules:
 - `llmops_workbench.errors`: One line that says what was given, what is allowed and what to do
 - `llmops_workbench.escaping`: Text from data and models is shown, never obeyed
 - `llmops_workbench.evaluators`: Every metric as a module of Hugging Face's `evaluate`, with the network off
+- `llmops_workbench.evidence`: Scored once, asked again as often as you like
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
@@ -79,6 +82,7 @@ Modules:
 - `llmops_workbench.optimization`: A better prompt, if there is one, and an honest word on whether it is better
 - `llmops_workbench.options`: What changes the value of a metric
 - `llmops_workbench.outbox`: What a person has said is on the disk before the next key is pressed, and in the store soon after
+- `llmops_workbench.outcomes`: Who won where, what got worse, and what was done differently
 - `llmops_workbench.overlap`: BLEU, chrF, TER and ROUGE from counts that add up
 - `llmops_workbench.overview`: What the columns of a dataset hold: their kinds, their commonest values, the keys inside their JSON, their weeks
 - `llmops_workbench.pairs`: Which of two answers is better, asked blind and in both orders
@@ -111,6 +115,7 @@ Modules:
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
+- `llmops_workbench.seeds`: Several tries of one thing: how far they lie apart, and whether that explains the difference
 - `llmops_workbench.selection`: Examples to learn from, examples to choose by, and examples that decide in the end
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
 - `llmops_workbench.sequences`: Examples as the trainer sees them, and the order in which it sees them
@@ -119,6 +124,8 @@ Modules:
 - `llmops_workbench.shelf`: An example that was scored once is not scored again
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
+- `llmops_workbench.slices`: Where a system is weak, in a rule that can be said aloud, and not found by looking often
+- `llmops_workbench.sources`: Answers by the name of a run, a prompt, a model, a file or a yardstick
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
 - `llmops_workbench.sqlguard`: What a query may do that nobody has read before it runs
@@ -127,7 +134,7 @@ Modules:
 - `llmops_workbench.steps`: What can be done to the rows of a dataset, one pure function a step: cleaning, filtering, duplicates, personal data
 - `llmops_workbench.store`: Everything that can be seen later: runs, metrics, results, notebooks, prompts and models
 - `llmops_workbench.surprise`: How likely a text is to a language model, and what a classifier takes it for
-- `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and joined by example
+- `llmops_workbench.systems`: Answers to the same examples, whatever gave them, in one form and under a name
 - `llmops_workbench.templates`: Text with fields, filled and never evaluated
 - `llmops_workbench.text`: A column of text as one buffer of bytes, its hashes, and the damage of a wrong decoding
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
