@@ -9,6 +9,7 @@ The metrics that ask whether an answer is the right one, or how far it is right:
 __all__ = ['ANSWER_METHODS', 'parse_json', 'canonical', 'leaves', 'f1', 'answer_words', 'text_similarity']
 
 # %% ../nbs/09_answers.ipynb #60a78666
+import hashlib
 import json
 import math
 import re
@@ -145,13 +146,14 @@ def _count_lengths(batch, options) -> np.ndarray:
 def _length_ratio(counts, options, sentence): return np.where(counts.any(-1), counts[..., 0]/np.maximum(counts[..., 1], 1), 1.0)
 
 # %% ../nbs/09_answers.ipynb #d1ec1491
+def _digest(schema): return hashlib.sha256(canonical(schema).encode()).hexdigest()[:12]
 def _case(options): return [f"case:{'lc' if options.lowercase else 'mixed'}", "tok:none"]
 
 ANSWER_METHODS = {
     "exact_match": mean_of(lambda p, rs, o: max(_exact(p, r, o.lowercase) for r in rs), _case),
     "token_f1": mean_of(lambda p, rs, o: max(_token_f1(p, r) for r in rs), lambda o: ["case:lc", "tok:squad"]),
     "similarity": mean_of(lambda p, rs, o: max(text_similarity(p, r) for r in rs), lambda o: ["case:lc", "tok:words+3-letters", "agg:mean-of-cosines"]),
-    "valid_json": mean_of(_valid_json, lambda o: [f"schema:{'yes' if o.json_schema else 'no'}"]),
+    "valid_json": mean_of(_valid_json, lambda o: [f"schema:{_digest(o.json_schema) if o.json_schema else 'no'}"]),
     "json_match": _on_json(_json_match), "json_field_f1": _on_json(_json_field_f1),
     "sql_match": _on_sql("match", ["rows:bag", "order:of-reference", "columns:any-order", "numbers:1e-9"]), "valid_sql": _on_sql("valid", ["run:read-only"]),
     "length_ratio": Method(_count_lengths, _length_ratio, lambda o: ["tok:whitespace", "agg:ratio-of-sums"])}

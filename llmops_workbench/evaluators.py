@@ -12,18 +12,13 @@ __all__ = ['check_options', 'corpus_values', 'module_class', 'as_evaluate', 'mod
 from functools import cache
 from pathlib import Path
 
-from .bertscore import BERTSCORE_METHODS
-from .confidence import CONFIDENCE_METHODS
 from .errors import ParameterValueError, UnknownParameterError, explain, need, suggest
-from .likeness import LIKENESS_METHODS
 from .measures import COSTS, METRICS, metric_names
-from .metrics import align, score
-from .options import OPTION_NAMES, Batch, Options
+from .metrics import score
+from .options import OPTION_NAMES, Options
 from .settings import load_settings, workspace_dir, write_atomically
-from .surprise import SURPRISE_METHODS
 
 # %% ../nbs/09_evaluators.ipynb #9d8d1e5b
-_METHODS = {**LIKENESS_METHODS, **CONFIDENCE_METHODS, **BERTSCORE_METHODS, **SURPRISE_METHODS}
 _ELSEWHERE = {"predictions", "references", *(metric.column for metric in METRICS.values() if metric.column)}
 _MORE = ("database",) # of score(), beside those of `Options`
 
@@ -42,17 +37,13 @@ def corpus_values(
     options:dict,
 ) -> dict:          # Name -> value
     "What the metrics of a name say about all examples."
-    column = METRICS[metric].column if metric in METRICS else None
-    predictions = given.get("predictions") or [""]*len(given.get(column) or ())
-    # What needs no reference is given empty ones, whatever others in a combination need.
-    references = (given.get("references") if METRICS[metric_names(metric)[0]].references else None) or [[""]]*len(predictions)
-    if metric not in _METHODS: return {name: float(score(predictions, references, [name], **options).summary[name]) for name in metric_names(metric)}
-    predictions, references = align(predictions, references)
-    kept = [i for i, p in enumerate(predictions) if p is not None and (references[i] or not METRICS[metric].references)]
-    if not kept: raise ParameterValueError(explain(f"No example can be scored by '{metric}'", "A prediction and, where the metric needs one, a reference are wanted", "Check the inputs"))
-    batch = Batch([predictions[i] for i in kept], [references[i] for i in kept], {column: [given[column][i] for i in kept]} if column else {})
-    method, chosen = _METHODS[metric], Options(**options)
-    return {metric: float(method.value(method.count(batch, chosen).sum(0), chosen, False))}
+    names = metric_names(metric)
+    facts = METRICS[names[0]]
+    predictions = given.get("predictions") or [""]*len(given.get(facts.column) or ())
+    # What needs no reference is given none, whatever others in a combination need.
+    found = score(predictions, given.get("references") if facts.references else None, names, columns={facts.column: given[facts.column]} if facts.column else None, **options)
+    if not found.summary["n"]: raise ParameterValueError(explain(f"No example can be scored by '{metric}'", "A prediction and, where the metric needs one, a reference are wanted", "Check the inputs"))
+    return {name: found.summary[name] for name in names}
 
 # %% ../nbs/09_evaluators.ipynb #b65acd6c
 _SOURCES = {

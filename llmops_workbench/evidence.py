@@ -112,7 +112,7 @@ class Evidence:
     def _score(self, system, frame, metrics):
         given = {name: value for name, value in self.options.items() if name != "database"}
         if self.databases: given["database"] = [self.databases.get(example) for example in frame["id"]]
-        for name in {METRICS[metric].column for metric in metrics} & {*frame}: given[name] = frame[name]
+        given["columns"] = {name: frame[name].tolist() for name in {METRICS[metric].column for metric in metrics} & {*frame}}
         found = score(frame["prediction"], frame["references"], metrics, **given)
         for metric in metrics:
             read = lambda counts, metric=metric: found.value(metric, counts)

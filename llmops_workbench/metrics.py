@@ -23,8 +23,9 @@ from . import __version__
 from .answers import parse_json
 from .databases import databases_of
 from .errors import ParameterValueError, UnknownParameterError, explain, suggest
-from .measures import METRICS, metric_names
+from .measures import FOREIGN, METRICS, metric_names
 from .options import OPTION_NAMES, Batch, Method, Options
+from .shelf import counted
 from .sqlite import find_database
 
 # %% ../nbs/09_metrics.ipynb #5d788921
@@ -73,16 +74,18 @@ def suitable_metrics(
     return suitable or [name for name in names if kinds[name] == "text"] or usual
 
 # %% ../nbs/09_metrics.ipynb #f74c9b9f
-_HOMES = {"overlap": "OVERLAP_METHODS", "answers": "ANSWER_METHODS"}
+_HOMES = {"overlap": "OVERLAP_METHODS", "answers": "ANSWER_METHODS", "likeness": "LIKENESS_METHODS", "confidence": "CONFIDENCE_METHODS", "bertscore": "BERTSCORE_METHODS",
+          "surprise": "SURPRISE_METHODS"}
 
 def method_of(
     name:str, # From `METRICS`
 ) -> Method:
     "How a metric is computed."
+    if name in FOREIGN: return FOREIGN[name].method
     for module, table in _HOMES.items():
         methods = getattr(importlib.import_module(f"llmops_workbench.{module}"), table)
         if name in methods: return methods[name]
-    raise UnknownParameterError(explain(f"There is no way to compute '{name}'"))
+    raise UnknownParameterError(explain(f"There is no metric '{name}'", f"The metrics are: {', '.join(METRICS)}", suggest(name, METRICS)))
 
 def read_options(
     options:dict, # Name -> value
@@ -127,8 +130,8 @@ def _rows_for(name, predictions, references, columns) -> list:
     if values is None and None not in predictions and (all(references) or not metric.references): return list(range(len(predictions)))
     return [i for i, text in enumerate(predictions) if text is not None and (references[i] or not metric.references) and (values is None or _known(values[i]))]
 
-def _sign(name, batch, options) -> str:
-    parts = list(method_of(name).sign(options))
+def _sign(name, batch, options, parts) -> str:
+    parts = list(parts)
     if METRICS[name].references:
         sizes = set(map(len, batch.references))
         parts.insert(0, f"nrefs:{sizes.pop() if len(sizes) == 1 else 'var'}")
@@ -138,10 +141,11 @@ def _sign(name, batch, options) -> str:
 def score(
     predictions,                    # Texts; None where a prediction is missing
     references=None,                # A text for each, or a list of texts with None for gaps; None where no metric needs them
-    metrics=("bleu", "rouge", "chrf"), # Names from `METRICS`; "rouge" stands for rouge1, rouge2 and rougeL
+    metrics=("bleu", "rouge", "chrf"), # Names from `METRICS`, or metrics of `foreign`; "rouge" stands for rouge1, rouge2 and rougeL
     *,
     database=None,                  # What sql_match and valid_sql run queries on: a name or path, or one for each example
     columns=None,                   # Further values of each example by name, such as confidence or latency_s
+    shelf=None,                     # A `StatisticsShelf` that knows examples scored before; None: all are scored
     **options,                      # Of `Options`, such as lowercase or bleu_tokenize
 ) -> Scores:
     "Compare predictions with references. What a metric cannot score is counted, not scored as 0; `ParameterValueError` if nothing can be scored."
@@ -158,7 +162,7 @@ def score(
         # Metrics that score the same examples share what they read from them.
         if (key := tuple(rows)) not in batches:
             batches[key] = Batch([predictions[i] for i in rows], [references[i] for i in rows], {"row": rows, **{c: [of[i] for i in rows] for c, of in columns.items()}})
-        values[name], frame[name], counts[name], signatures[name] = _score_one(name, batches[key], rows, options, len(predictions))
+        values[name], frame[name], counts[name], signatures[name] = _score_one(name, batches[key], rows, options, len(predictions), shelf)
         n_scored[name] = int((~np.isnan(frame[name])).sum())
     n = max(map(len, batches), default=0)
     missing = predictions.count(None)
@@ -166,13 +170,22 @@ def score(
     left_out = {"n": n, "n_missing": missing, "n_unreferenced": unreferenced}
     return Scores({**values, **left_out}, pd.DataFrame(frame, index=range(len(predictions))), signatures, counts, options, n_scored)
 
-def _score_one(name, batch, rows, options, n) -> tuple:
+def _count(name, batch, options, shelf) -> tuple:
+    "Counts, parts of the signature, and the corpus value of a metric whose examples do not add up to it."
+    if name in FOREIGN:
+        told = FOREIGN[name].measure(batch)
+        return told.counts, told.sign, told.corpus
+    method, column = method_of(name), METRICS[name].column
+    # What a query brings back depends on more than its text.
+    found = counted(method, name, batch, options, None if "sql" in name else shelf, (column,)*bool(column))
+    return found, method.sign(options), None
+
+def _score_one(name, batch, rows, options, n, shelf) -> tuple:
     "Corpus value, values of the examples, their counts, and the signature."
     if not rows: return math.nan, np.full(n, math.nan), np.zeros((n, 2)), "nothing scored"
-    method = method_of(name)
-    found = np.asarray(method.count(batch, options), float)
+    method, (found, parts, corpus) = method_of(name), _count(name, batch, options, shelf)
     alone = np.asarray(method.value(found, options, True), float)
     found = np.where(np.isnan(alone)[:, None], 0.0, found)
     counts, values = np.zeros((n, found.shape[1])), np.full(n, math.nan)
     counts[rows], values[rows] = found, alone
-    return float(method.value(found.sum(0), options, False)), values, counts, _sign(name, batch, options)
+    return float(method.value(found.sum(0), options, False)) if corpus is None else corpus, values, counts, _sign(name, batch, options, parts)

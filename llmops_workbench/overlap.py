@@ -69,7 +69,10 @@ def _count_with_sacrebleu(name, batch, options) -> np.ndarray:
 def _sign_as_sacrebleu(name, options) -> list:
     metric = _sacrebleu(name, options)
     metric.num_refs = 1
-    return str(metric.get_signature()).split("|")[1:]
+    # What sacrebleu's signature leaves out, where it is not as usual.
+    more = {"bleu": [f"order:{options.bleu_max_order}"]*(options.bleu_max_order != 4), "ter": []}.get(name, [f"beta:{options.chrf_beta}"]*(options.chrf_beta != 2))
+    *parts, version = str(metric.get_signature()).split("|")[1:]
+    return [*parts, *more, version]
 
 # %% ../nbs/09_overlap.ipynb #732a5f9a
 def _count_bleu(batch, options) -> np.ndarray:

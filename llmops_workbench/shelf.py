@@ -112,6 +112,9 @@ def _prefix(signature): return hashlib.blake2b(signature.encode("utf-8", "surrog
 def _today(): return int(time.time()//86400)
 
 # %% ../nbs/09_shelf.ipynb #bf59a88a
+def _take(batch, rows):
+    return Batch([batch.predictions[i] for i in rows], [batch.references[i] for i in rows], {column: [values[i] for i in rows] for column, values in batch.columns.items()})
+
 def full_signature(
     method:Method,
     name:str,        # The metric
@@ -137,7 +140,8 @@ def counted(
     there, kept = shelf.get(signature, keys)
     if there.all(): return kept
     missing = range(len(batch)) if _needs_all(name, options) else sorted({keys[i]: i for i in reversed(range(len(batch))) if not there[i]}.values())
-    part = Batch([batch.predictions[i] for i in missing], [batch.references[i] for i in missing], {column: [values[i] for i in missing] for column, values in batch.columns.items()})
+    # Metrics that lack the same examples share what they read from them.
+    part = batch if len(missing) == len(batch) else batch.once(("part", tuple(missing)), lambda: _take(batch, missing))
     new = np.asarray(method.count(part, options), float)
     shelf.put(signature, [keys[i] for i in missing], new)
     place, counts = {keys[i]: row for row, i in enumerate(missing)}, np.zeros((len(batch), new.shape[1]))
