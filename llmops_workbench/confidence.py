@@ -11,6 +11,7 @@ __all__ = ['CONFIDENCE_METHODS', 'column_values', 'are_right', 'confidence_of', 
 # %% ../nbs/09_confidence.ipynb #727cbec4
 import numpy as np
 
+from .answers import ANSWER_METHODS
 from .errors import MissingColumnError, ParameterValueError, explain
 from .likeness import counts_of
 from .measures import COSTS
@@ -41,8 +42,7 @@ def are_right(
     options:Options,
 ) -> np.ndarray: # (examples,) 0 or 1
     "Whether each prediction equals one of its references, without white space at the ends; without case with `lowercase`."
-    plain = (lambda text: text.strip().lower()) if options.lowercase else str.strip
-    return np.array([float(plain(p) in map(plain, rs)) for p, rs in zip(batch.predictions, batch.references)])
+    return ANSWER_METHODS["exact_match"].count(batch, options)[:, 0]
 
 def confidence_of(
     batch:Batch,

@@ -74,7 +74,7 @@ def metric_names(
 ) -> list[str]:
     "The columns that metrics make; `UnknownParameterError` for a name that is none."
     metrics = [metrics] if isinstance(metrics, str) or hasattr(metrics, "measure") else metrics
-    names = [name for m in map(_adopt, metrics) for name in ([metrics] if isinstance(metrics, str) else metrics) for name in
+    names = [name for m in map(_adopt, metrics) for name in
              (("rouge1", "rouge2", "rougeL") if m == "rouge" else (m,))]
     for name in names:
         if name not in METRICS:
