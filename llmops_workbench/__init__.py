@@ -139,7 +139,9 @@ Modules:
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.following`: Launch it, watch it, stop it; lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
+- `llmops_workbench.widgets.leaderboard`: Who leads, within the intervals
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
+- `llmops_workbench.widgets.markup`: HTML that is written in Python and answers to Python
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
@@ -149,6 +151,7 @@ Modules:
 - `llmops_workbench.widgets.reader`: One row, to be read: as a chat, as JSON, with personal data marked, or beside another
 - `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
+- `llmops_workbench.widgets.runtable`: What differs between systems, and what came of it, side by side
 - `llmops_workbench.writers`: Rows into a file: read back equal, or safe to open in a spreadsheet
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 
