@@ -146,6 +146,7 @@ Modules:
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
 - `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
+- `llmops_workbench.widgets.parallel`: Systems as lines across parameters and metrics; brush the axes to see which remain
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
 - `llmops_workbench.widgets.reader`: One row, to be read: as a chat, as JSON, with personal data marked, or beside another
