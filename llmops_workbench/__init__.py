@@ -131,6 +131,7 @@ Modules:
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
+- `llmops_workbench.widgets.curves`: Metrics over the steps of training, and any two metrics against each other
 - `llmops_workbench.widgets.duel`: Two answers without names: which is better?
 - `llmops_workbench.widgets.editor`: A wording, its fields bound to columns, and what a model will read for a real row
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
