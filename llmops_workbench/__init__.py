@@ -145,6 +145,7 @@ Modules:
 - `llmops_workbench.widgets.markup`: HTML that is written in Python and answers to Python
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
+- `llmops_workbench.widgets.onward`: From rows that somebody picked to the workflow that takes them on
 - `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
 - `llmops_workbench.widgets.parallel`: Systems as lines across parameters and metrics; brush the axes to see which remain
@@ -154,6 +155,7 @@ Modules:
 - `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.widgets.runtable`: What differs between systems, and what came of it, side by side
+- `llmops_workbench.widgets.winloss`: The examples behind a difference, the largest losses first, word by word
 - `llmops_workbench.writers`: Rows into a file: read back equal, or safe to open in a spreadsheet
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 

@@ -106,7 +106,7 @@ def _row(metric, row, start, end, baseline, counted) -> str:
     sign = sign_of(row.verdict)
     value = f"<b>{say_value(metric, row.value)} ★</b>" if row.best else say_value(metric, row.value)
     ends = f'<div style="{_SMALL}">{say_value(metric, row.low)} to {say_value(metric, row.high)}</div>' if np.isfinite(row.low) else ""
-    said = "• baseline" if sign == "•" else f"{sign} {say_value(metric, row.delta, signed=True)} {escape(row.verdict)}" if row.delta == row.delta else "–"
+    said = "• baseline" if sign == "•" else f"{sign} {escape(row.verdict)} {say_value(metric, row.delta, signed=True)}" if row.delta == row.delta else "–"
     front = f' <span style="{_SMALL}" title="on the Pareto front">◆ front</span>' if row.on_front is True or row.on_front is np.True_ else ""
     unscored = f'<div style="{_SMALL}">{int(row.n_unscored):,} not scored</div>' if row.n_unscored == row.n_unscored and row.n_unscored else ""
     counts = f'<td style="{_TD}">{f"{int(row.wins):,} / {int(row.ties):,} / {int(row.losses):,}" if row.wins == row.wins else ""}</td>' if counted else ""
