@@ -155,6 +155,7 @@ Modules:
 - `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
 - `llmops_workbench.widgets.runtable`: What differs between systems, and what came of it, side by side
+- `llmops_workbench.widgets.slices`: Where a system is unusually weak, in words, and a click away from its examples
 - `llmops_workbench.widgets.winloss`: The examples behind a difference, the largest losses first, word by word
 - `llmops_workbench.writers`: Rows into a file: read back equal, or safe to open in a spreadsheet
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
