@@ -4423,6 +4423,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                           'llmops_workbench/widgets/runtable.py'),
                                                    'llmops_workbench.widgets.runtable.RunTable.show': ( 'widgets/runtable.html#runtable.show',
                                                                                                         'llmops_workbench/widgets/runtable.py'),
+                                                   'llmops_workbench.widgets.runtable._broken': ( 'widgets/runtable.html#_broken',
+                                                                                                  'llmops_workbench/widgets/runtable.py'),
                                                    'llmops_workbench.widgets.runtable._cell_html': ( 'widgets/runtable.html#_cell_html',
                                                                                                      'llmops_workbench/widgets/runtable.py'),
                                                    'llmops_workbench.widgets.runtable._count_words': ( 'widgets/runtable.html#_count_words',

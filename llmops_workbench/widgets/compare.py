@@ -88,9 +88,9 @@ class CompareView:
     def __init__(self, panel, result):
         self.panel = panel
         self.baseline = ipywidgets.Dropdown(description="baseline", tooltip="The system that the others are held against", layout={"width": "26em"})
-        self.metrics = ipywidgets.SelectMultiple(options=tuple(name for name in METRICS if name not in COSTS), description="metrics", rows=4, layout={"width": "22em"}, tooltip="Hold Ctrl or Cmd for several; none means those that suit")
+        self.metrics = ipywidgets.SelectMultiple(description="metrics", rows=4, layout={"width": "22em"}, tooltip="Hold Ctrl or Cmd for several; none means those that suit")
         self.slice = ipywidgets.Dropdown(description="examples", tooltip="Compare on all examples, or on those of one slice", layout={"width": "26em"})
-        for control, wish in ((self.baseline, lambda value: {"baseline": value}), (self.metrics, lambda value: {"metrics": list(value) or None}), (self.slice, lambda value: {"rows": value})):
+        for control, wish in ((self.baseline, lambda value: {"baseline": value}), (self.metrics, lambda value: {"metrics": list(value) or None}), (self.slice, lambda value: {"rows": value or None})):
             panel.live.on_choice(control, lambda value, wish=wish: panel.change(**wish(value)))
         self.said = ipywidgets.HTML()
         self.tabs = ipywidgets.Tab([ipywidgets.VBox() for _ in self._draws], titles=tuple(self._draws))
@@ -106,11 +106,12 @@ class CompareView:
         self.result, self.more, self.drawn = result, more_of(result), set()
         self.baseline.options = [(visible(name), name) for name in result.summary["systems"]]
         self.baseline.value = result.summary["baseline"]
-        shown = dict.fromkeys(result.frame.loc[result.frame["kind"] == "quality", "metric"])
-        self.metrics.value = tuple(name for name in shown if name in self.metrics.options)
+        shown = list(dict.fromkeys(result.frame.loc[result.frame["kind"] == "quality", "metric"]))
+        self.metrics.options = tuple(dict.fromkeys([*shown, *(name for name in METRICS if name not in COSTS)]))
+        self.metrics.value = tuple(shown)
         ids = self.panel.slice_ids
-        self.slice.options = [("all", None), *((visible(rule), rule) for rule in ids)]
-        self.slice.value = self.panel.rule if self.panel.rule in ids else None
+        self.slice.options = [("all", ""), *((visible(rule), rule) for rule in ids)]
+        self.slice.value = self.panel.rule if self.panel.rule in ids else ""
         self.slice.layout.display = "" if ids else "none"
         self.draw()
 
@@ -149,7 +150,7 @@ class CompareView:
         axes = make_axes(result.frame, self.more["params"])
         parallel = self.part("parallel", lambda: Parallel(axes, base, self._brushed), axes, base)
         if "only" not in self.parts:
-            self.parts["only"] = ipywidgets.Button(description="Compare only these", tooltip="Leave the systems outside the brushes out of the comparison; the baseline stays", disabled=True, layout={"width": "auto"})
+            self.parts["only"] = ipywidgets.Button(description="Compare only these", tooltip="Leave the systems outside the brushes out of the comparison; the baseline stays", disabled=True, layout={"width": "auto", "align_self": "flex-start"})
             self.parts["only"].on_click(lambda button: self.panel.change(systems=[name for name in self.result.summary["systems"] if name in self.parts["parallel"].chosen or name == self.result.summary["baseline"]]))
         members = seed_groups(self.more["params"], result.summary["systems"])
         curves = self.part("curves", lambda: Curves(self.more["curves"], members, base), self.more["curves"], members, base)

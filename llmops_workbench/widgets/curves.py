@@ -134,15 +134,15 @@ def scatter_figure(
         # The staircase goes through what is worse in both, never through a place that nobody reaches.
         shape = "hv" if lower_is_better(x[1]) else "vh"
         figure.add_scatter(x=front["value_x"], y=front["value_y"], mode="lines", line=dict(color="#888888", dash="dash", width=1.5, shape=shape), name="front", hoverinfo="skip")
-    for kind, rows, symbol in (("on the front", both[on], "diamond"), ("beaten in both", both[~on], "circle")):
+    for kind, rows, symbol in (("on the front", both[on], "diamond"), ("beaten by another", both[~on], "circle")):
         if not len(rows): continue
         errors = {f"error_{axis}": dict(array=rows[f"high_{axis}"] - rows[f"value_{axis}"], arrayminus=rows[f"value_{axis}"] - rows[f"low_{axis}"], width=3, thickness=1) for axis in "xy" if np.isfinite(rows[[f"low_{axis}", f"high_{axis}"]].to_numpy(float)).all()}
         names = [plain(f"{name}{' •' if name == baseline else ''}"[:40]) for name in rows.index]
-        figure.add_scatter(x=rows["value_x"], y=rows["value_y"], mode="markers+text", text=names, textposition="top center", customdata=list(rows.index), name=kind, marker=dict(size=11, symbol=symbol, color=PALETTE[0] if symbol == "diamond" else "#888888"), **errors)
+        figure.add_scatter(x=rows["value_x"], y=rows["value_y"], mode="markers+text", text=names, textposition="top right", customdata=list(rows.index), name=kind, marker=dict(size=11, symbol=symbol, color=PALETTE[0] if symbol == "diamond" else "#888888"), **errors)
     return figure
 
 # %% ../../nbs/widgets/41_curves.ipynb #f9b0a946
-_WIDTH = {"width": "22em"}
+_WIDTH, _BOX = {"width": "22em"}, {"width": "auto", "margin": "2px 12px 2px 6px"}
 
 class Curves:
     "Curves with what can be chosen of them."
@@ -156,7 +156,7 @@ class Curves:
         self.metric, self.x = dropdown("metric", "What is drawn"), dropdown("over", "What lies across: the step, or another metric")
         self.kind = ipywidgets.Dropdown(options=SMOOTHINGS, value="exponential", description="smoothing", tooltip="The raw values stay faintly behind", layout=_WIDTH)
         self.weight = ipywidgets.FloatSlider(value=0.6, min=0, max=0.99, step=0.01, description="weight", continuous_update=False, tooltip="How much of the past is kept", layout=_WIDTH)
-        box = lambda words, tip: ipywidgets.Checkbox(value=False, description=words, tooltip=tip, indent=False, layout={"width": "auto"})
+        box = lambda words, tip: ipywidgets.Checkbox(value=False, description=words, tooltip=tip, indent=False, layout=_BOX)
         self.log_x, self.log_y, self.group = box("log across", "Decades across"), box("log up", "Decades up"), box("group by seed", "Runs that differ by their seed alone as one, with a band")
         self.chart = None
         self.widget = ipywidgets.VBox([])
@@ -172,7 +172,7 @@ class Curves:
         self._quiet = True
         # A name from data is shown as text and comes back as itself.
         self.metric.options, self.x.options = [(visible(name), name) for name in names], [("step", "step"), *((visible(name), name) for name in names)]
-        if before[0] in names: self.metric.value = before[0]
+        if names: self.metric.value = before[0] if before[0] in names else names[0]
         self.x.value = before[1] if before[1] in names else "step"
         self.group.layout.display = "" if len(set(self.members.values())) < len(self.members) else "none"
         self._quiet = False
@@ -198,7 +198,7 @@ class Scatter:
     ):
         self.on_system, self.chart, self._quiet = on_system, None, False
         self.x, self.y = (ipywidgets.Dropdown(description=words, tooltip=f"The metric {words}", layout=_WIDTH) for words in ("across", "up"))
-        self.log_x = ipywidgets.Checkbox(value=False, description="log across", tooltip="Decades across", indent=False, layout={"width": "auto"})
+        self.log_x = ipywidgets.Checkbox(value=False, description="log across", tooltip="Decades across", indent=False, layout=_BOX)
         for control in (self.x, self.y, self.log_x): control.observe(lambda change: self.draw(), names=["value"])
         self.widget = ipywidgets.VBox([])
         self.show(frame, baseline)

@@ -120,7 +120,7 @@ def _short(text, most):
 class ParallelView(anywidget.AnyWidget):
     "Lines across axes; `brushes` are the stretches that somebody drew, `chosen` the lines that stay strong."
     _esm = """
-    const NS = "http://www.w3.org/2000/svg", TOP = 46, FOOT = 34, H = 340, SIDE = 70;
+    const NS = "http://www.w3.org/2000/svg", TOP = 46, FOOT = 34, H = 340, LEFT = 60, RIGHT = 90;
     const shape = (tag, attributes, text) => {
       const node = document.createElementNS(NS, tag);
       for (const [name, value] of Object.entries(attributes)) node.setAttribute(name, value);
@@ -146,8 +146,8 @@ class ParallelView(anywidget.AnyWidget):
       const draw = () => {
         const { axes = [], lines = [] } = model.get("picture"), brushes = model.get("brushes"), chosen = new Set(model.get("chosen"));
         const active = el.contains(document.activeElement) ? document.activeElement.dataset.axis : null;
-        const width = Math.max(box.clientWidth || 640, 140 * axes.length), n = axes.length, gap = n > 1 ? (width - 2 * SIDE) / (n - 1) : 0;
-        const x = (at) => n > 1 ? SIDE + at * gap : width / 2, y = (place) => place === null ? H - 8 : TOP + (1 - place) * (H - TOP - FOOT);
+        const width = Math.max(box.clientWidth || 640, 96 * axes.length + 60), n = axes.length, gap = n > 1 ? (width - LEFT - RIGHT) / (n - 1) : 0;
+        const x = (at) => n > 1 ? LEFT + at * gap : width / 2, y = (place) => place === null ? H - 8 : TOP + (1 - place) * (H - TOP - FOOT);
         const svg = shape("svg", { width, height: H, role: "group", "aria-label": "systems as lines across parameters and metrics" });
         for (const line of [...lines].sort((a, b) => chosen.has(a.name) - chosen.has(b.name))) {
           const points = line.places.map((place, at) => `${x(at)},${y(place)}`).join(" ");
@@ -163,7 +163,7 @@ class ParallelView(anywidget.AnyWidget):
           group.append(shape("text", { x: x(at), y: 16, "text-anchor": "middle", class: "llmops-par-name" }, cut(axis.name, Math.max(10, Math.floor((gap || 300) / 8)))));
           if (axis.log) group.append(shape("text", { x: x(at), y: 31, "text-anchor": "middle", class: "llmops-par-tick" }, "log"));
           group.append(shape("line", { x1: x(at), x2: x(at), y1: y(0), y2: y(1), class: "llmops-par-rule" }));
-          for (const [place, text] of axis.ticks) group.append(shape("text", { x: x(at) + 7, y: y(place) + 4, class: "llmops-par-tick" }, cut(text, 14)));
+          for (const [place, text] of axis.ticks) group.append(shape("text", { x: x(at) + 7, y: y(place) - 4, class: "llmops-par-tick" }, cut(text, Math.max(8, Math.floor((gap || 300) / 8)))));
           if (lines.some((line) => line.places[at] === null)) group.append(shape("text", { x: x(at) + 7, y: H - 4, class: "llmops-par-tick" }, "not set"));
           const mark = shape("rect", { x: x(at) - 9, width: 18, class: "llmops-par-brush" });
           const mark_at = (ends) => { mark.setAttribute("y", ends ? y(Math.max(...ends)) : 0); mark.setAttribute("height", ends ? Math.max(3, y(Math.min(...ends)) - y(Math.max(...ends))) : 0); };

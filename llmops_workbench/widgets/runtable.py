@@ -11,6 +11,7 @@ __all__ = ['SEEDS', 'MOST_CHARS', 'flat_params', 'seed_groups', 'group_values', 
 
 # %% ../../nbs/widgets/41_runtable.ipynb #2d1ba02c
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -132,7 +133,7 @@ def _param_rows(flat, members, baseline, systems) -> list:
     return found
 
 # %% ../../nbs/widgets/41_runtable.ipynb #41c13a0b
-_HEAD = "text-align:left;vertical-align:top;min-width:7em;max-width:18em;overflow-wrap:anywhere;font-weight:600"
+_HEAD = "text-align:left;vertical-align:top;min-width:7em;max-width:18em;font-weight:600"
 _NAME = "text-align:left;vertical-align:top;max-width:22em;overflow-wrap:anywhere;font-weight:400"
 _VALUE = "text-align:left;vertical-align:top;max-width:18em;overflow-wrap:anywhere;font-variant-numeric:tabular-nums"
 _PINNED = ";border-left:3px solid var(--jp-brand-color1,#1976d2)"
@@ -140,6 +141,10 @@ _SMALL = "font-size:0.85em;color:var(--jp-ui-font-color2,#616161);font-weight:40
 MOST_CHARS = 160  # Of a value; a prompt as a parameter is longer than any cell
 
 def _cut(text): return text if len(text) <= MOST_CHARS else f"{text[:MOST_CHARS]}… ({len(text):,} characters)"
+
+def _broken(text) -> str:
+    "Only what has no place to break may break anywhere: a column would shrink to the width of a letter."
+    return f'<span style="overflow-wrap:anywhere">{escape(text)}</span>' if re.search(r"\S{31}", text) else escape(text)
 
 def _cell_html(row, system, pinned) -> str:
     text, star = row.texts.get(system), " ★" if system in row.best else ""
@@ -150,7 +155,7 @@ def _cell_html(row, system, pinned) -> str:
 
 def _head_html(name, baseline, tools="") -> str:
     badge = f'<div style="{_SMALL}">• baseline</div>' if name == baseline else ""
-    return f"{escape(_cut(name))}{badge}{tools}"
+    return f"{_broken(_cut(name))}{badge}{tools}"
 
 def run_table_html(
     systems,              # Names, from `run_rows`
@@ -161,7 +166,7 @@ def run_table_html(
 ) -> str:                 # HTML
     "Parameters and metrics side by side."
     tools = tools or (lambda at: "")
-    row_heads = [f"{escape(row.name)}" for row in rows]
+    row_heads = [_broken(row.name) for row in rows]
     if transposed:
         head = "".join(f'<th scope="col" style="{_HEAD}">{name}</th>' for name in row_heads)
         body = "".join(f'<tr><th scope="row" style="{_HEAD}{_PINNED if name == baseline else ""}">{_head_html(name, baseline, tools(at))}</th>{"".join(_cell_html(row, name, False) for row in rows)}</tr>' for at, name in enumerate(systems))

@@ -133,10 +133,10 @@ class WinLoss:
             button.layout.width = "auto"
         for control, column in ((self.system, "system"), (self.metric, "metric")):
             names = list(dict.fromkeys(examples[column]))
-            control.options = [("all", None), *((visible(name), name) for name in names)]
-            control.value = next((op["one_of"][0] for op in self.rows.view.operations if op.get("column") == column and len(op.get("one_of", ())) == 1 and op["one_of"][0] in names), None)
+            control.options = [("all", ""), *((visible(name), name) for name in names)]
+            control.value = next((op["one_of"][0] for op in self.rows.view.operations if op.get("column") == column and len(op.get("one_of", ())) == 1 and op["one_of"][0] in names), "")
             control.layout.display = "" if len(names) > 1 else "none"
-        self.slice.options, self.slice.value = [("all", None), *((visible(rule), rule) for rule in self.slices)], None
+        self.slice.options, self.slice.value = [("all", ""), *((visible(rule), rule) for rule in self.slices)], ""
         self.slice.layout.display = "" if self.slices else "none"
         self._quiet = False
         self._press()
@@ -161,18 +161,18 @@ class WinLoss:
         if not self._quiet: self.choose(name if on else "all")
 
     def _filtered(self, column, value):
-        if not self._quiet: self.rows.filter(column, None if value is None else {"column": column, "one_of": [value]})
+        if not self._quiet: self.rows.filter(column, None if not value else {"column": column, "one_of": [value]})
 
     def _sliced(self, rule):
         if self._quiet: return
         rest = [operation for operation in self.rows.view.operations if "rows" not in operation]
         ids = set(map(str, self.slices.get(rule, ())))
         keys = self.rows.frame.loc[self.rows.frame["id"].astype("str").isin(ids), "key"].tolist()
-        self.rows.look(self.rows.view.replace([*rest, *([{"rows": keys}] if rule is not None else [])]))
+        self.rows.look(self.rows.view.replace([*rest, *([{"rows": keys}] if rule else [])]))
 
-    def choose_slice(self, rule): self.slice.value = rule if rule in self.slices else None
+    def choose_slice(self, rule): self.slice.value = rule if rule in self.slices else ""
 
-    def choose_system(self, name): self.system.value = name if name in [value for _, value in self.system.options] else None
+    def choose_system(self, name): self.system.value = name if name in [value for _, value in self.system.options] else ""
 
     def picked(self) -> pd.DataFrame:
         "The ticked rows, or all that the view keeps."
