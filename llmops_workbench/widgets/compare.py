@@ -231,8 +231,10 @@ class ComparePanel(Panel):
         slices = [slices_html(more["slices"])] if len(more["slices"]) else []
         axes = make_axes(result.frame, more["params"]) if len(more["params"]) else []
         curves = [curves_figure(more["curves"], more["curves"]["metric"].iloc[0], baseline=base)] if len(more["curves"]) else []
-        return [*result.words(), leaderboard_html(leaderboard(result.frame, result.examples)), ("Values, differences to the baseline with intervals, verdicts", verdict_table(result.frame)),
-                *([static_run_table(result.frame, more["params"], base)] if len(more["params"]) else []), *slices, *tables.items(), *(result.figure(name) for name in result.figures()), *([parallel_figure(axes, base)] if axes else []), *curves]
+        # A column a system reads well for a few of them; the table of what differs has the same for many.
+        few = len(result.summary["systems"]) <= 6
+        values = [("Values, differences to the baseline with intervals, verdicts", verdict_table(result.frame))] if few else []
+        return [*result.words(), leaderboard_html(leaderboard(result.frame, result.examples)), *values, *([static_run_table(result.frame, more["params"], base)] if len(more["params"]) or not few else []), *slices, *tables.items(), *(result.figure(name) for name in result.figures()), *([parallel_figure(axes, base)] if axes else []), *curves]
 
     def controls(self):
         "Prompt runs are chosen from the store, which is opened only when somebody asks for it."

@@ -66,7 +66,7 @@ def interval_html(
     start:float,     # What the left end of the bar stands for
     end:float,       # What the right end stands for
     mark=None,       # A value to draw a line at
-    colour:str="#0072b2",
+    colour:str="var(--jp-brand-color1,#0072b2)",
 ) -> str:            # HTML
     "A value with its interval as a bar, 10 em wide."
     span = (end - start) or 1.0
@@ -75,18 +75,21 @@ def interval_html(
     if mark is not None and np.isfinite(mark): parts.append(f'<div style="position:absolute;top:0;bottom:0;left:{at(mark)};border-left:1px dashed var(--jp-ui-font-color2,#616161)"></div>')
     if np.isfinite(low) and np.isfinite(high):
         width = 100*min(max((high - low)/span, 0.01), 1)
-        parts.append(f'<div style="position:absolute;top:0.4em;height:0.3em;left:{at(low)};width:{width:.1f}%;background:{colour};opacity:0.55"></div>')
+        parts.append(f'<div style="position:absolute;top:0.4em;height:0.3em;left:{at(low)};width:{width:.1f}%;background:{colour};opacity:0.65"></div>')
     if np.isfinite(value): parts.append(f'<div style="position:absolute;top:0.1em;bottom:0.1em;left:{at(value)};width:3px;margin-left:-1px;background:{colour}"></div>')
     return "".join([*parts, "</div>"])
 
 def leaderboard_html(
     board:pd.DataFrame,  # From `leaderboard`
-    most_metrics:int=6,  # Tables shown, one a task and metric
+    most_rows:int=24,    # Rows shown at once; tables beyond them are folded, the first never
 ) -> Html:
     "The order of the systems within each metric, with what is uncertain about it."
     tables = [_table(task, metric, part) for (task, metric), part in board.groupby(["task", "metric"], sort=False)]
-    rest = f'<div style="{_SMALL}">{len(tables) - most_metrics:,} further metrics are in the table of values.</div>' if len(tables) > most_metrics else ""
-    return Html(f'<div style="display:flex;flex-wrap:wrap;gap:8px 32px;align-items:flex-start">{"".join(tables[:most_metrics])}</div>{rest}')
+    n = max(1, most_rows//max(1, board["system"].nunique()))
+    side = lambda parts: f'<div style="display:flex;flex-wrap:wrap;gap:8px 32px;align-items:flex-start">{"".join(parts)}</div>'
+    names = ", ".join(dict.fromkeys(metric for _, metric in list(dict.fromkeys(zip(board["task"], board["metric"])))[n:]))
+    rest = f'<details><summary style="cursor:pointer;padding:6px 0">Further: {escape(names)}</summary>{side(tables[n:])}</details>' if len(tables) > n else ""
+    return Html(side(tables[:n]) + rest)
 
 def _table(task, metric, part) -> str:
     ends = part[["value", "low", "high"]].to_numpy(float)
@@ -105,10 +108,10 @@ def _row(metric, row, start, end, baseline, counted) -> str:
     rank = f"{row.rank_low}" if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
     sign = sign_of(row.verdict)
     value = f"<b>{say_value(metric, row.value)} ★</b>" if row.best else say_value(metric, row.value)
-    ends = f'<div style="{_SMALL}">{say_value(metric, row.low)} to {say_value(metric, row.high)}</div>' if np.isfinite(row.low) else ""
+    ends = f' <span style="{_SMALL};white-space:nowrap">{say_value(metric, row.low)} to {say_value(metric, row.high)}</span>' if np.isfinite(row.low) else ""
     said = "• baseline" if sign == "•" else f"{sign} {escape(row.verdict)} {say_value(metric, row.delta, signed=True)}" if row.delta == row.delta else "–"
     front = f' <span style="{_SMALL}" title="on the Pareto front">◆ front</span>' if row.on_front is True or row.on_front is np.True_ else ""
     unscored = f'<div style="{_SMALL}">{int(row.n_unscored):,} not scored</div>' if row.n_unscored == row.n_unscored and row.n_unscored else ""
     counts = f'<td style="{_TD}">{f"{int(row.wins):,} / {int(row.ties):,} / {int(row.losses):,}" if row.wins == row.wins else ""}</td>' if counted else ""
-    bar = interval_html(row.value, row.low, row.high, start, end, baseline, _COLOURS.get(sign, "#0072b2"))
+    bar = interval_html(row.value, row.low, row.high, start, end, baseline, _COLOURS.get(sign, "var(--jp-brand-color1,#0072b2)"))
     return (f'<td style="{_TD}">{rank}</td><td style="{_NAME}">{escape(row.system)}{front}{unscored}</td><td style="{_TD}">{value}{ends}</td><td style="{_TD}">{bar}</td><td style="{_TD}">{said}</td>{counts}')

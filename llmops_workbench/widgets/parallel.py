@@ -160,8 +160,7 @@ class ParallelView(anywidget.AnyWidget):
         axes.forEach((axis, at) => {
           const group = shape("g", { class: "llmops-par-axis", tabindex: 0, role: "slider", "aria-orientation": "vertical", "aria-label": `brush ${axis.name}`, "aria-valuemin": 0, "aria-valuemax": 100, "aria-valuenow": 0, "aria-valuetext": brushes[axis.name] ? "brushed" : "not brushed" });
           group.dataset.axis = axis.name;
-          group.append(shape("text", { x: x(at), y: 16, "text-anchor": "middle", class: "llmops-par-name" }, cut(axis.name, Math.max(10, Math.floor((gap || 300) / 8)))));
-          if (axis.log) group.append(shape("text", { x: x(at), y: 31, "text-anchor": "middle", class: "llmops-par-tick" }, "log"));
+          group.append(shape("text", { x: x(at), y: 16, "text-anchor": "middle", class: "llmops-par-name" }, cut(axis.name, Math.max(8, Math.floor((gap || 300) / 8)) - (axis.log ? 4 : 0)) + (axis.log ? " log" : "")));
           group.append(shape("line", { x1: x(at), x2: x(at), y1: y(0), y2: y(1), class: "llmops-par-rule" }));
           for (const [place, text] of axis.ticks) group.append(shape("text", { x: x(at) + 7, y: y(place) - 4, class: "llmops-par-tick" }, cut(text, Math.max(8, Math.floor((gap || 300) / 8)))));
           if (lines.some((line) => line.places[at] === null)) group.append(shape("text", { x: x(at) + 7, y: H - 4, class: "llmops-par-tick" }, "not set"));
