@@ -996,6 +996,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                           'llmops_workbench.exports._interval': ('exports.html#_interval', 'llmops_workbench/exports.py'),
                                           'llmops_workbench.exports._latex_cell': ( 'exports.html#_latex_cell',
                                                                                     'llmops_workbench/exports.py'),
+                                          'llmops_workbench.exports._latex_number': ( 'exports.html#_latex_number',
+                                                                                      'llmops_workbench/exports.py'),
                                           'llmops_workbench.exports.best_rows': ('exports.html#best_rows', 'llmops_workbench/exports.py'),
                                           'llmops_workbench.exports.latex_text': ('exports.html#latex_text', 'llmops_workbench/exports.py'),
                                           'llmops_workbench.exports.markdown_text': ( 'exports.html#markdown_text',

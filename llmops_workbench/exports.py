@@ -132,14 +132,22 @@ def latex_text(
     "Text that LaTeX sets as it is."
     return "".join(_LATEX.get(character, character) for character in " ".join(visible(text).split()))
 
+def _latex_number(metric, value) -> str:
+    "A value for the mathematics of LaTeX: no comma makes a gap, and a power of ten is one."
+    number, _, power = say_value(metric, value).replace(",", "{,}").partition("e")
+    return rf"{number} \times 10^{{{int(power)}}}" if power else number
+
 def _latex_cell(cell, metric, intervals) -> str:
     if cell is None or not np.isfinite(cell["value"]): return "--"
-    value = say_value(metric, cell["value"]).replace(",", "{,}")
+    value = _latex_number(metric, cell["value"])
     value = rf"\mathbf{{{value}}}" if cell["best"] else value
     half = max(cell["high"] - cell["value"], cell["value"] - cell["low"])
-    spread = rf" \pm {say_value(metric, half)}" if intervals == "pm" and np.isfinite(half) else ""
+    # An interval of no width leaves a rounding error.
+    half = half if abs(half) > 1e-9*abs(cell["value"]) else 0.0
+    spread = rf" \pm {_latex_number(metric, half)}" if intervals == "pm" and np.isfinite(half) else ""
     sign = {"▲": "^{+}", "▼": "^{-}"}.get(sign_of(cell["verdict"]), "")
-    brackets = rf" {{\footnotesize ${_interval(cell, metric)}$}}" if intervals == "brackets" and _interval(cell, metric) else ""
+    ends = ", ".join(_latex_number(metric, cell[end]) for end in ("low", "high"))
+    brackets = rf" {{\footnotesize $[{ends}]$}}" if intervals == "brackets" and _interval(cell, metric) else ""
     return f"${value}{sign}{spread}${brackets}"
 
 def to_latex(

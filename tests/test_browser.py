@@ -110,6 +110,7 @@ def test_a_comparison_follows_what_is_changed(project, workspace, chromium, arte
         after = page.locator("table:visible", has_text="yardstick:nearest").first.inner_text()
         assert after != before and "▼ worse" in after
         lab.wait_until_idle()
+        page.get_by_role("tab", name="Examples", exact=True).click()
         page.locator(".llmops-rows tbody tr").first.click()
         page.get_by_text("as it differs from yardstick:nearest").first.wait_for(timeout=30_000)
         page.screenshot(path=str(artefacts / "compare-2-other-baseline.png"))

@@ -126,7 +126,7 @@ def scatter_figure(
     "A point a system with both intervals, and the front."
     import plotly.graph_objects as go
     side = lambda at: frame[(frame["task"] == at[0]) & (frame["metric"] == at[1])].drop_duplicates("system").set_index("system")[["value", "low", "high"]].astype(float)
-    both = side(x).join(side(y), lsuffix="_x", rsuffix="_y", how="inner").dropna(subset=["value_x", "value_y"])
+    both = side(x).merge(side(y), left_index=True, right_index=True, suffixes=("_x", "_y")).dropna(subset=["value_x", "value_y"])
     if log_x: both = both[both["value_x"] > 0]
     title = lambda at: plain(f"{at[1]}{f' ({at[0]})' if at[0] else ''} {'(lower is better)' if lower_is_better(at[1]) else ''}".strip())
     figure = theme(go.Figure(layout=dict(title=f"{title(y)} and {title(x)}", height=400, showlegend=True, xaxis=dict(title=title(x), type="log" if log_x else "linear"), yaxis=dict(title=title(y)))))
