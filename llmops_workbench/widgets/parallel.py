@@ -184,8 +184,8 @@ class ParallelView(anywidget.AnyWidget):
             const step = { ArrowUp: 0.05, ArrowDown: -0.05 }[event.key];
             if (step) {
               event.preventDefault();
-              const last = cursor ?? (step > 0 ? 0 : 1), next = Math.min(1, Math.max(0, last + step));
-              if (!event.shiftKey || from === null) from = event.shiftKey ? last : next;
+              const next = cursor === null ? (step > 0 ? 0 : 1) : Math.min(1, Math.max(0, cursor + step));
+              if (!event.shiftKey || from === null) from = next;
               cursor = next; mark_at([from, cursor]);
               group.setAttribute("aria-valuenow", Math.round(cursor * 100)); group.setAttribute("aria-valuetext", `${Math.round(Math.min(from, cursor) * 100)} to ${Math.round(Math.max(from, cursor) * 100)} percent of the axis`);
             } else if (event.key === "Enter" && cursor !== null) { event.preventDefault(); set(axis.name, [Math.min(from, cursor) - 0.001, Math.max(from, cursor) + 0.001]); }
