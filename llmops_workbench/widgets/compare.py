@@ -276,7 +276,6 @@ class ComparePanel(Panel):
         ahead = {**params, "systems": without_systems(params["systems"], whole.summary["systems"], names), "baseline": baseline, "metrics": metrics}
         try: derived = self._derive(whole, baseline, metrics, names, rule)
         except UserError: derived = None
-        # The stage gives names in another spelling only where these were not given by name.
         if derived is None: return self.choose(baseline=baseline, metrics=metrics)
         with self._lock:
             self._known, self.rule, self._token = (whole, derived, params), rule, self._token + 1

@@ -32,7 +32,7 @@ def rank_ranges(
 def leaderboard(
     frame:pd.DataFrame,               # `Comparison.frame`
     examples:pd.DataFrame|None=None,  # `Comparison.examples`, for wins, ties and losses
-) -> pd.DataFrame:                    # task, metric, system, value, low, high, rank_low, rank_high, best, delta, verdict, wins, ties, losses, n, n_unscored, on_front; the best first within a metric
+) -> pd.DataFrame:                    # task, metric, system, value, low, high, rank_low, rank_high, best, delta, verdict, wins, ties, losses, n, n_unscored, n_needed, on_front; the best first within a metric
     "Systems in order within each task and metric."
     counts = win_counts(examples) if examples is not None and len(examples) else pd.DataFrame(columns=["task", "system", "metric", "wins", "ties", "losses"])
     parts = []
@@ -42,8 +42,8 @@ def leaderboard(
         parts.append(part.sort_values("value", ascending=lower_is_better(metric), kind="stable", na_position="last"))
     rows = pd.concat(parts, ignore_index=True) if parts else frame.assign(rank_low=0, rank_high=0, best=False)
     rows = rows.merge(counts, how="left", on=["task", "system", "metric"])
-    columns = ["task", "metric", "kind", "system", "value", "low", "high", "rank_low", "rank_high", "best", "delta", "verdict", "wins", "ties", "losses", "n", "n_unscored", "on_front"]
-    return rows.reindex(columns=columns)
+    columns = ["task", "metric", "kind", "system", "value", "low", "high", "rank_low", "rank_high", "best", "delta", "verdict", "wins", "ties", "losses", "n", "n_unscored", "n_needed", "on_front"]
+    return rows.reindex(columns=columns).assign(n_needed=lambda board: pd.to_numeric(board["n_needed"], errors="coerce"))
 
 def win_counts(
     examples:pd.DataFrame, # system, task, metric, change
@@ -109,7 +109,8 @@ def _row(metric, row, start, end, baseline, counted) -> str:
     sign = sign_of(row.verdict)
     value = f"<b>{say_value(metric, row.value)} ★</b>" if row.best else say_value(metric, row.value)
     ends = f' <span style="{_SMALL};white-space:nowrap">{say_value(metric, row.low)} to {say_value(metric, row.high)}</span>' if np.isfinite(row.low) else ""
-    said = "• baseline" if sign == "•" else f"{sign} {escape(row.verdict)} {say_value(metric, row.delta, signed=True)}" if row.delta == row.delta else "–"
+    needed = f'<div style="{_SMALL}">about {int(row.n_needed):,} examples would tell</div>' if sign == "≈" and np.isfinite(row.n_needed) else ""
+    said = "• baseline" if sign == "•" else f"{sign} {escape(row.verdict)}, {say_value(metric, row.delta, signed=True)}{needed}" if row.delta == row.delta else "–"
     front = f' <span style="{_SMALL}" title="on the Pareto front">◆ front</span>' if row.on_front is True or row.on_front is np.True_ else ""
     unscored = f'<div style="{_SMALL}">{int(row.n_unscored):,} not scored</div>' if row.n_unscored == row.n_unscored and row.n_unscored else ""
     counts = f'<td style="{_TD}">{f"{int(row.wins):,} / {int(row.ties):,} / {int(row.losses):,}" if row.wins == row.wins else ""}</td>' if counted else ""

@@ -89,6 +89,8 @@ class Markup(anywidget.AnyWidget):
     .llmops-markup [data-scroll] { overflow: auto; max-height: 40em; }
     .llmops-markup table { margin: 0; }
     .llmops-markup thead th { position: sticky; top: 0; z-index: 1; background: var(--jp-layout-color1, Canvas); }
+    .llmops-markup :is(tbody th, thead th:first-child) { position: sticky; left: 0; z-index: 1; background: var(--jp-layout-color1, Canvas); }
+    .llmops-markup thead th:first-child { z-index: 2; }
     """
     html = traitlets.Unicode().tag(sync=True)
 

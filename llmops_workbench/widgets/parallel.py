@@ -100,12 +100,12 @@ def parallel_figure(
     "Systems as lines across the axes, for a page without a script."
     import plotly.graph_objects as go
     figure = theme(go.Figure(layout=dict(title="Parameters and metrics of each system", height=380, showlegend=True,
-                                         xaxis=dict(tickvals=list(range(len(axes))), ticktext=[plain(_short(axis.name, 24)) for axis in axes], range=[-0.3, max(len(axes) - 0.4, 0.3)]),
+                                         xaxis=dict(tickvals=list(range(len(axes))), ticktext=[plain(_short(axis.name, max(7, 100//max(len(axes), 1)))) for axis in axes], range=[-0.3, max(len(axes) - 0.4, 0.3)]),
                                          yaxis=dict(range=[-0.08, 1.1], showticklabels=False, showgrid=False))))
     for at, axis in enumerate(axes):
         figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, xref="x", yref="y", line=dict(color="#888888", width=1))
         for place, text in axis.ticks if axis.kind == "category" else (axis.ticks[0], axis.ticks[-1])[:len(axis.ticks)]:
-            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, 18)), showarrow=False, xanchor="left", yanchor="middle", xref="x", yref="y", font=dict(size=10))
+            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, 18)), showarrow=False, xanchor="left", yanchor="bottom", xref="x", yref="y", font=dict(size=10))
     for n, system in enumerate(axes[0].places if axes else ()):
         points = [(at, axis.places[system]) for at, axis in enumerate(axes) if axis.places[system] is not None]
         figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], mode="lines+markers", name=plain(system), marker=dict(size=5),

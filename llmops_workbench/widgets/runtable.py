@@ -134,7 +134,7 @@ def _param_rows(flat, members, baseline, systems) -> list:
 
 # %% ../../nbs/widgets/41_runtable.ipynb #41c13a0b
 _HEAD = "text-align:left;vertical-align:top;min-width:7em;max-width:18em;font-weight:600"
-_NAME = "text-align:left;vertical-align:top;max-width:22em;overflow-wrap:anywhere;font-weight:400"
+_NAME = "text-align:left;vertical-align:top;max-width:22em;font-weight:400"
 _VALUE = "text-align:left;vertical-align:top;max-width:18em;overflow-wrap:anywhere;font-variant-numeric:tabular-nums"
 _PINNED = ";border-left:3px solid var(--jp-brand-color1,#1976d2)"
 _SMALL = "font-size:0.85em;color:var(--jp-ui-font-color2,#616161);font-weight:400"

@@ -33,11 +33,12 @@ def slices_html(
     rows = "".join(f"<tr>{_row(at, row, tasks, float(reach[row.metric]) or 1.0, known)}</tr>" for at, row in enumerate(shown.itertuples()))
     more = f"<p>{len(slices) - most:,} further slices are not shown.</p>" if len(slices) > most else ""
     table_heads = "".join(f'<th scope="col" style="{_TD}">{escape(head)}</th>' for head in heads)
-    return Html(f'<div data-scroll="x" style="overflow-x:auto"><table style="margin-left:0;border-collapse:collapse"><thead><tr>{table_heads}</tr></thead><tbody>{rows}</tbody></table></div>{more}')
+    title = '<div style="font-weight:600;padding:4px 0">Slices in which a system is unusually weak</div>'
+    return Html(f'{title}<div data-scroll="x" style="overflow-x:auto"><table style="margin-left:0;border-collapse:collapse"><thead><tr>{table_heads}</tr></thead><tbody>{rows}</tbody></table></div>{more}')
 
 def _row(at, row, tasks, reach, known) -> str:
     sign, say = sign_of(row.verdict), lambda value, signed=False: say_value(row.metric, value, signed)
-    colour = {"▲": "#009e73", "▼": "#d55e00"}.get(sign, "#0072b2")
+    colour = {"▲": "#009e73", "▼": "#d55e00"}.get(sign, "var(--jp-brand-color1,#0072b2)")
     bar = interval_html(row.delta, row.low, row.high, -reach, reach, 0.0, colour)
     button = f'<td style="{_TD}">{act_button("slice", at, "examples") if row.rule in known else ""}</td>' if known else ""
     task = f'<td style="{_TD}">{escape(row.task)}</td>' if tasks else ""
