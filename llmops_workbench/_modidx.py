@@ -3605,6 +3605,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                               'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.CompareView._to_system': ( 'widgets/compare.html#compareview._to_system',
                                                                                                                'llmops_workbench/widgets/compare.py'),
+                                                  'llmops_workbench.widgets.compare.CompareView._unfold': ( 'widgets/compare.html#compareview._unfold',
+                                                                                                            'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.CompareView.draw': ( 'widgets/compare.html#compareview.draw',
                                                                                                          'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.CompareView.open': ( 'widgets/compare.html#compareview.open',

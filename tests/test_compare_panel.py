@@ -376,9 +376,9 @@ def test_a_metric_that_was_not_measured_runs_the_stage(panel):
 
 def test_tabs_are_drawn_when_opened_and_lead_to_each_other(panel):
     view = panel.live.kept["view"]
-    assert set(view.parts) == {"table"}
+    assert set(view.parts) == {"table", "folded"}
     for title in ("Examples", "Runs", "Slices", "Export"): view.open(title)
-    assert set(view.parts) == {"table", "examples", "parallel", "only", "curves", "scatter", "slices", "export"}
+    assert set(view.parts) == {"table", "folded", "examples", "parallel", "only", "curves", "scatter", "slices", "export"}
     view.parts["slices"]._handle_custom_msg({"act": "slice", "value": "1"}, [])
     found = view.parts["examples"]
     assert view.tabs.selected_index == 1 and set(found.picked()["system"]) == {"other"} and len(found.picked()) == 10 and len(panel.selection) == 10

@@ -134,9 +134,17 @@ class CompareView:
         result, base = self.result, self.result.summary["baseline"]
         excluded = [name for name in self.panel.whole.summary["systems"] if name not in result.summary["systems"]]
         table = self.part("table", lambda: RunTable(result.frame, self.more["params"], base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, self.more["params"], base, excluded)
-        words = ipywidgets.Accordion([html_widget(paragraphs(result.words()))], titles=("In words",), selected_index=None)
-        charts = [self.panel.figure_widget(name, result.figure(name)) for name in result.figures()[:1]]
-        return [html_widget(leaderboard_html(leaderboard(result.frame, result.examples))), words, table.widget, *charts]
+        if "folded" not in self.parts:
+            self.parts["folded"] = ipywidgets.Accordion([ipywidgets.VBox(), ipywidgets.VBox()], titles=("In words", "As charts"), selected_index=None)
+            self.parts["folded"].observe(lambda change: self._unfold(), names=["selected_index"])
+        self._unfold()
+        return [html_widget(leaderboard_html(leaderboard(result.frame, result.examples))), self.parts["folded"], table.widget]
+
+    def _unfold(self):
+        "What is folded costs nothing until it is opened."
+        at, result = self.parts["folded"].selected_index, self.result
+        if at == 0: self.parts["folded"].children[0].children = [html_widget(paragraphs(result.words()))]
+        if at == 1: self.parts["folded"].children[1].children = [self.panel.figure_widget(name, result.figure(name)) for name in result.figures() if not name.startswith("examples")]
 
     def _examples(self):
         result, base = self.result, self.result.summary["baseline"]

@@ -51,9 +51,10 @@ def _said(value) -> str:
 def seed_groups(
     params:pd.DataFrame, # system, name, value
     systems,             # All names, those without parameters too
+    flat:bool=False,     # Whether `params` has gone through `flat_params`
 ) -> dict:               # System -> name of its group: the first system of the same parameters
     "Which systems agree in everything but a seed; one without a seed stays by itself."
-    flat, first, found = flat_params(params), {}, {}
+    flat, first, found = params if flat else flat_params(params), {}, {}
     of = {system: {name: _said(value) for name, value in zip(part["name"], part["value"])} for system, part in flat.groupby("system", sort=False)}
     for system in systems:
         rest = {name: value for name, value in of.get(system, {}).items() if name.rsplit(".", 1)[-1] not in SEEDS}
@@ -215,7 +216,7 @@ class RunTable:
     def show(self, frame, params, baseline, excluded=()):
         "Other values in the same table; what was searched for and chosen stays."
         self.frame, self.params, self.baseline, self.excluded = frame, flat_params(params), baseline, list(excluded)
-        self.members = seed_groups(self.params, list(dict.fromkeys(frame["system"])))
+        self.members = seed_groups(self.params, list(dict.fromkeys(frame["system"])), flat=True)
         self.draw()
 
     def handle(self, act, value, on=None):
