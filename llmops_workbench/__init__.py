@@ -43,6 +43,7 @@ Modules:
 - `llmops_workbench.evaluators`: Every metric as a module of Hugging Face's `evaluate`, with the network off
 - `llmops_workbench.evidence`: Scored once, asked again as often as you like
 - `llmops_workbench.examples`: A prompt, a completion, a task: what a model is trained and judged on
+- `llmops_workbench.exports`: A comparison as the table of a paper, a README or a spreadsheet, and as one page that needs nothing else
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
@@ -149,6 +150,7 @@ Modules:
 - `llmops_workbench.views`: A million rows looked at through a few small questions, and the same questions as pandas
 - `llmops_workbench.widgets.chart`: A plotly figure on the screen that answers to Python, for the price of its data
 - `llmops_workbench.widgets.compare`: Choose a baseline, see who is better, read what changed
+- `llmops_workbench.widgets.curves`: Metrics over the steps of training, and any two metrics against each other
 - `llmops_workbench.widgets.duel`: Two answers without names: which is better?
 - `llmops_workbench.widgets.editor`: A wording, its fields bound to columns, and what a model will read for a real row
 - `llmops_workbench.widgets.explore`: The look at a dataset before anybody trains on it
@@ -157,16 +159,23 @@ Modules:
 - `llmops_workbench.widgets.finetune`: Look, launch, watch the curve; stop it, lose the kernel, and find it again
 - `llmops_workbench.widgets.following`: Launch it, watch it, stop it; lose the kernel, and find it again
 - `llmops_workbench.widgets.home`: The workflows in order, what each answers, and the latest runs, one click away
+- `llmops_workbench.widgets.leaderboard`: Who leads, within the intervals
 - `llmops_workbench.widgets.map`: The texts as points: those alike lie together, a lasso picks them, a click opens one
+- `llmops_workbench.widgets.markup`: HTML that is written in Python and answers to Python
 - `llmops_workbench.widgets.matrix`: A row an example, a column a system, and in each cell what that system answered
 - `llmops_workbench.widgets.monitor`: What changed, since when, and which rows show it
+- `llmops_workbench.widgets.onward`: From rows that somebody picked to the workflow that takes them on
 - `llmops_workbench.widgets.optimize`: Watch trials come and go, read what changed, keep the prompt that won
 - `llmops_workbench.widgets.panel`: One stage on a screen: a form, a result, and the way back to code
+- `llmops_workbench.widgets.parallel`: Systems as lines across parameters and metrics; brush the axes to see which remain
 - `llmops_workbench.widgets.prepare`: From rows to training examples, and what became of every row
 - `llmops_workbench.widgets.prompt`: Prompts and models on the same examples: what it will cost, what came out, and what went wrong
 - `llmops_workbench.widgets.reader`: One row, to be read: as a chat, as JSON, with personal data marked, or beside another
 - `llmops_workbench.widgets.recipe`: A list of steps to add to, order, switch off and undo
 - `llmops_workbench.widgets.rows`: A table to search, sort, brush, page through and read from, and the difference of two texts word by word
+- `llmops_workbench.widgets.runtable`: What differs between systems, and what came of it, side by side
+- `llmops_workbench.widgets.slices`: Where a system is unusually weak, in words, and a click away from its examples
+- `llmops_workbench.widgets.winloss`: The examples behind a difference, the largest losses first, word by word
 - `llmops_workbench.writers`: Rows into a file: read back equal, or safe to open in a spreadsheet
 - `llmops_workbench.yardsticks`: Two answers that need no model, to measure models by"""
 

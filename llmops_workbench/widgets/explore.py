@@ -15,9 +15,9 @@ from pathlib import Path
 import ipywidgets
 from fastcore.basics import patch
 
-from ..catalogue import copy_workflow, read_workflow, workflows
+from ..catalogue import copy_workflow, read_workflow
 from ..datasets import make_dataset, read_dataset, save_snapshot
-from ..display import escape, notebook_link, paragraphs, table_html
+from ..display import escape, paragraphs, table_html
 from ..embeddings import TextIndex
 from ..errors import ParameterValueError, UserError, explain
 from ..helpdesk import helpdesk_tasks
@@ -26,6 +26,7 @@ from ..signals import SIGNALS
 from ..templates import template_columns
 from .fields import CopyText, html_widget
 from .map import TextMap
+from .onward import Onward
 from .panel import Panel
 from .reader import Reader, side_by_side
 from .rows import Rows, kept
@@ -216,35 +217,7 @@ def _select(self:ExplorePanel):
 @patch
 def _keep_view(self:ExplorePanel):
     "A button that makes a dataset of the rows, and then one for each workflow that takes it on."
-    name = ipywidgets.Text(value="picked", description="name", layout={"width": "18em"}, tooltip="What to call the dataset")
-    button, told = ipywidgets.Button(description="Keep these rows", tooltip="Save the rows of the view, or those that are ticked, as a dataset"), CopyText(label="dataset")
-    # Only an output's links are JupyterLab's to open; in any other widget the browser would leave the page.
-    said, links = ipywidgets.HTML(), ipywidgets.Output()
-    held = {}
-    def attempt(work):
-        said.value = ""
-        try: work()
-        except UserError as error: said.value = f'<div role="alert" style="border-left:4px solid var(--jp-error-color1,#d32f2f);padding:4px 8px">{escape(str(error))}</div>'
-    def keep(_):
-        onward.layout.display = told.layout.display = "none"
-        def work():
-            held["reference"] = told.text = self.keep(name.value)
-            onward.layout.display, told.layout.display, links.outputs = "", "", ()
-        attempt(work)
-    def send(workflow):
-        def work():
-            path = self._send(workflow, held["reference"])
-            links.outputs += ({"output_type": "display_data", "data": {"text/html": notebook_link(path, path.parent), "text/plain": path.name}, "metadata": {}},)
-        attempt(work)
-    button.on_click(keep)
-    ways = []
-    for each in workflows():
-        if each.name not in self.leads_to or "dataset" not in each.parameters: continue
-        ways.append(ipywidgets.Button(description=self.leads_to[each.name], tooltip=f"Write a notebook for these rows beside this one: {each.purpose}"))
-        ways[-1].on_click(lambda _, name=each.name: send(name))
-    onward = ipywidgets.VBox([ipywidgets.HBox([ipywidgets.Label("Go on with these rows:"), *ways], layout={"align_items": "center"}), links])
-    onward.layout.display = told.layout.display = "none"
-    return ipywidgets.VBox([ipywidgets.HBox([button, name], layout={"align_items": "center"}), told, onward, said])
+    return Onward(self.keep, self._send, self.leads_to).widget
 
 @patch
 def keep(

@@ -31,7 +31,7 @@ from .. import params as kit
 from ..display import Html, Result, escape, is_live, paragraphs, result_parts, static_face, table_html, visible
 from ..errors import UserError, WorkbenchError
 from .chart import Chart, Library, library
-from .fields import Beacon, CopyText, html_widget, make_form
+from .fields import Beacon, CopyText, html_widget, is_frozen, make_form
 
 # %% ../../nbs/widgets/40_panel.ipynb #3bc5648f
 def load_stage(
@@ -122,14 +122,13 @@ def static_html(self:Panel) -> str:
     parts = [self.purpose, *lines, *(self.static_parts(self.result) if self.result is not None else ())]
     return f'<div data-llmops="{self.key}">{static_face([p for p in parts if not isinstance(p, str) or p], self.title)}</div>'
 
-def _is_frozen(value) -> bool: return value is None or isinstance(value, (str, bool, int, float, list, dict))
-
 def _name_of(value) -> str:
     if hasattr(value, "digest"): return f"{value.name}@{value.digest[:12]}"
+    if isinstance(value, Mapping): return ", ".join(map(str, value))
     return f"a {type(value).__name__}" + (f" of {len(value):,} rows" if hasattr(value, "__len__") else "")
 
 def _shorten(value, length:int=80) -> str:
-    text = str(value) if _is_frozen(value) else _name_of(value)
+    text = str(value) if is_frozen(value) else _name_of(value)
     return text if len(text) <= length else f"{text[:length]}… ({len(text):,} characters)"
 
 @patch
@@ -207,7 +206,7 @@ def log(
 ) -> str:           # The run's id
     "Keep the result with the parameters that gave it; `UserError` if there is none yet."
     if self.result is None: raise UserError(self.words()[0])
-    frozen = {name: value if _is_frozen(value) else visible(_name_of(value)) for name, value in self.ran_with.items()}
+    frozen = {name: value if is_frozen(value) else visible(_name_of(value)) for name, value in self.ran_with.items()}
     given = [value for value in self.ran_with.values() if hasattr(value, "digest")]
     return self.result.log(store, stage=self.function.__name__, params=frozen, dataset=given or None)
 
@@ -285,7 +284,7 @@ def same_params(
     others,   # Others
 ) -> bool:
     "Whether parameters are equal; live objects are the same only if they are one."
-    def equal(one, other): return one is other or (_is_frozen(one) and _is_frozen(other) and one == other)
+    def equal(one, other): return one is other or (is_frozen(one) and is_frozen(other) and one == other)
     return some.keys() == others.keys() and all(equal(value, others[name]) for name, value in some.items())
 
 def _close(widget):
