@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from llmops_workbench.foreign import Foreign, Measured, foreign, foreign_value
+from llmops_workbench.foreign import Foreign, Told, foreign, foreign_value
 from llmops_workbench.measures import METRICS, Metric
 from llmops_workbench.metrics import score
 from llmops_workbench.options import Batch, Options
@@ -150,7 +150,7 @@ def test_options_are_passed_on():
 
 def test_it_has_what_score_needs():
     metric = foreign(words_shared, name="shared", top=9.0, higher_is_better=False)
-    assert isinstance(metric, Foreign) and isinstance(metric.metric, Metric) and isinstance(metric.measure(BATCH), Measured)
+    assert isinstance(metric, Foreign) and isinstance(metric.metric, Metric) and isinstance(metric.measure(BATCH), Told)
     assert (metric.name, metric.metric.top, metric.metric.higher_is_better, metric.metric.references) == ("shared", 9.0, False, True)
     counts = metric.method.count(BATCH, Options())
     assert metric.method.value(counts.sum(0), Options(), False) == counts[:, 0].mean() and metric.method.sign(Options())[0].startswith("foreign:")
