@@ -58,7 +58,10 @@ class Question:
         "The paired examples of a task, with the samples drawn from them so far."
         mask = None if self.masks is None else self.masks[task]
         key = (task, self.systems, None if mask is None else mask.tobytes(), self.n_resamples, self.seed)
-        if key not in self.kept: self.kept[key] = pair(self.evidence[task], self.systems, mask, self.n_resamples, self.seed)
+        if key not in self.kept:
+            paired = pair(self.evidence[task], self.systems, mask, self.n_resamples, self.seed)
+            alike = (other for other in self.kept.values() if other.task == task and (other.n_resamples, other.seed) == key[-2:] and np.array_equal(other.rows, paired.rows))
+            self.kept[key] = replace(paired, sums=other.sums) if (other := next(alike, None)) else paired
         self.kept.move_to_end(key)
         while len(self.kept) > 16: self.kept.popitem(last=False)
         return self.kept[key]
