@@ -22,13 +22,15 @@ from .charts import change_figure, cost_figure, curve_figure, front_figure, grou
 from .contrasts import list_examples, tabulate
 from .datasets import read_dataset, require_columns, split_rows
 from .display import Result
-from .errors import ParameterValueError, explain, suggest
+from .errors import ParameterValueError, WorkspaceError, explain, suggest
 from .evidence import gather, pair
 from .fronts import pareto_front
 from .measures import COSTS, METRICS
 from .metrics import suitable_metrics
+from .outcomes import win_tie_loss
 from .params import Between
 from .seeds import group_runs
+from .shelf import StatisticsShelf
 from .significance import needed_resamples
 from .slices import SLICES, find_slices, make_rules
 from .sources import read_systems
@@ -134,6 +136,16 @@ class Comparison(Result):
     def examples(self) -> pd.DataFrame:
         "A row an example, task and system: both predictions, delta and change, the largest losses first."
         return pd.concat([list_examples(paired, names, self.baseline) for paired, names in zip(self.pairings, self.metrics)], ignore_index=True)
+
+    @cached_property
+    def outcomes(self) -> pd.DataFrame:
+        "How often each system beats the baseline, by every metric: system, task, metric, wins, ties, losses, n_unscored."
+        return pd.concat([win_tie_loss(self, metric) for metric in dict.fromkeys(name for names in self.metrics for name in names)], ignore_index=True)
+
+    @property
+    def scored(self) -> set:
+        "Metrics of which the counts are there, whether they are shown or not."
+        return {metric for evidence in self.question.evidence.values() for _, metric in evidence.counted}
 
     @cached_property
     def about(self) -> pd.DataFrame:
@@ -338,6 +350,7 @@ def compare(
     metrics:Optional[list[str]]=None,                       # Metrics; None: those that suit each task
     test:Literal["bootstrap", "randomisation"]="bootstrap", # Test of differences; plain yes and no is always McNemar's
     slices:bool=True,                                       # Look for slices where a system is weak
+    rule:Optional[str]=None,                                # Only the examples of a slice, in its own words, such as "category is network"; None: all
     group_seeds:bool=False,                                 # Put runs together that differ in nothing but their seed
     lowercase:bool=False,                                   # Ignore case in BLEU, chrF and exact_match
     database:Optional[str]=None,                            # What answers in SQL run on: a name or path; None: what the systems say in a column database
@@ -359,8 +372,17 @@ def compare(
     found = read_systems(systems, references, yardstick)
     if baseline is not None: _check_system(baseline, found, "to be the baseline")
     tasks = list(dict.fromkeys(task for system in found.values() for task in system.frame["task"]))
-    evidence = {task: gather({name: system.frame for name, system in found.items()}, task, lowercase=lowercase, database=database) for task in tasks}
-    return answer(Question(found, evidence, tuple(found), baseline or next(iter(found)), metrics, None, n_resamples, confidence, test, slices, group_seeds, None, seed))
+    shelf = _open_shelf()
+    evidence = {task: gather({name: system.frame for name, system in found.items()}, task, lowercase=lowercase, database=database, shelf=shelf) for task in tasks}
+    question = Question(found, evidence, tuple(found), baseline or next(iter(found)), metrics, None, n_resamples, confidence, test, slices and rule is None, group_seeds, None, seed)
+    if rule is None: return answer(question)
+    whole = answer(question)
+    return whole.again(rows=whole.rows_of(rule), slices=slices)
+
+def _open_shelf():
+    "Where counts are kept by content; a workspace that cannot be written costs time and nothing else."
+    try: return StatisticsShelf()
+    except WorkspaceError: return None
 
 def _check_system(name, found, what):
     if name not in found: raise ParameterValueError(explain(f"There is no system '{name}' {what}", f"The systems are: {', '.join(found)}", suggest(str(name), found)))

@@ -183,6 +183,7 @@ class Paired:
     counts:dict            # System -> answers that were not scored, and examples that others lack
     n_resamples:int=1000   # Bootstrap samples, and swaps
     seed:int=0             # Fixes them
+    sums:dict=field(default_factory=dict)   # Place of a column -> its sum and its sums over the samples, for whoever has the same examples
     drawn:dict=field(default_factory=dict)  # metric -> values and samples, once they were asked for
 
     @property
@@ -218,10 +219,12 @@ class Paired:
         missing = [metric for metric in metrics if metric not in self.drawn and self.having(metric)]
         if not missing: return
         every = np.unique(np.concatenate([self._places(metric).ravel() for metric in missing]))
-        whole, sums = np.empty((1, len(every))), np.empty((self.n_resamples, len(every)))
-        for mine, columns in self.evidence.table.take(every, self.rows).values():
-            whole[0, mine], sums[:, mine] = columns.sum(1, dtype=float), products("bootstrap", columns, self.n_resamples, self.seed)
-        for metric in missing: self.drawn[metric] = self._spread(metric, every, whole)[:, 0], self._spread(metric, every, sums)
+        new = np.array([place for place in every if place not in self.sums], int)
+        for mine, columns in self.evidence.table.take(new, self.rows).values():
+            whole, drawn = columns.sum(1, dtype=float), products("bootstrap", columns, self.n_resamples, self.seed).T.astype(float)
+            for i, place in enumerate(new[mine]): self.sums[place] = whole[i:i + 1], drawn[i]
+        whole, drawn = (np.stack([self.sums[place][i] for place in every], axis=1) for i in (0, 1))
+        for metric in missing: self.drawn[metric] = self._spread(metric, every, whole)[:, 0], self._spread(metric, every, drawn)
 
     def _places(self, metric) -> np.ndarray: return np.stack([self.evidence.counted[system, metric].columns for system in self.having(metric)])
 

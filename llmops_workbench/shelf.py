@@ -132,10 +132,12 @@ def counted(
     options:Options,
     shelf:StatisticsShelf|None, # None: everything is counted anew
     columns=(),        # Names of the columns that the metric reads
+    together:bool=False, # Keep all examples as one: for metrics that count an example sooner than a file finds it
 ) -> np.ndarray:       # (examples, k) float64, as of `method.count`
     "The counts of every example; `method.count` is called for those alone that are not on the shelf."
     if shelf is None or not len(batch): return np.asarray(method.count(batch, options), float)
-    signature, keys = full_signature(method, name, options), segment_keys(batch, columns)
+    signature, keys = full_signature(method, name, options), batch.once(("keys", columns), lambda: segment_keys(batch, columns))
+    if together: return _counted_together(method, batch, options, shelf, signature, hashlib.blake2b(b"".join(keys), digest_size=16))
     if _needs_all(name, options): signature += f"|of:{hashlib.blake2b(b''.join(segment_keys(Batch([''] * len(batch), batch.references))), digest_size=16).hexdigest()}"
     there, kept = shelf.get(signature, keys)
     if there.all(): return kept
@@ -149,3 +151,12 @@ def counted(
     anew = [i for i, key in enumerate(keys) if key in place]
     counts[anew] = new[[place[keys[i]] for i in anew]]
     return counts
+
+# %% ../nbs/09_shelf.ipynb #5a422177
+def _counted_together(method, batch, options, shelf, signature, name):
+    signature = f"{signature}|together:{name.hexdigest()}"
+    there, kept = shelf.get(signature, [name.digest()])
+    if there.all(): return kept.reshape(len(batch), -1)
+    new = np.asarray(method.count(batch, options), float)
+    shelf.put(signature, [name.digest()], new.reshape(1, -1))
+    return new

@@ -2,7 +2,7 @@
 import csv
 import io
 import re
-from dataclasses import dataclass, field
+from dataclasses import replace
 from html.parser import HTMLParser
 
 import mistune
@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from llmops_workbench import evidence
 from llmops_workbench.comparison import Comparison, compare
 from llmops_workbench.datasets import read_dataset
 from llmops_workbench.errors import ParameterValueError
@@ -304,38 +305,35 @@ def test_kept_examples_start_other_workflows(result, workspace, tmp_path):
 
 # The panel
 
-@dataclass(frozen=True)
-class Dressed(Comparison):
-    "A comparison that can be asked again, with what runs of a sweep have beside their values."
-    params: pd.DataFrame = None
-    curves: pd.DataFrame = None
-    slices: pd.DataFrame = None
-    slice_ids: dict = field(default_factory=dict)
-    given: dict = field(default_factory=dict)
-    def again(self, baseline=None, metrics=None, systems=None, rows=None):
-        ASKED.append((baseline, metrics, systems, rows))
-        if metrics and set(metrics) - {"rougeL", "exact_match"}: raise ParameterValueError("These were not measured.")
-        return dress({name: f if rows is None else f[f["id"].isin(rows)] for name, f in self.given.items() if name in systems}, baseline)
+SCORED, RUNS = [], []
 
 
-ASKED, RUNS = [], []
-
-
-def dress(systems, baseline=None):
-    found, names = compared(systems, baseline=baseline), list(systems)
-    slices = pd.DataFrame([dict(system=name, task="", metric="rougeL", rule="the first ten", n=10, value=0.4, rest_value=0.6, delta=-0.1, low=-0.2, high=-0.01, p_adjusted=0.01, verdict="worse") for name in names if name != found.summary["baseline"]])
-    curves = pd.concat([pd.DataFrame({"system": name, "metric": "loss", "step": range(20), "value": np.linspace(2, 1, 20)}) for name in names])
-    return Dressed(found.summary, found.frame, found.examples, found.signatures, found.outputs, parameters(names), curves, slices, {"the first ten": [f"t{k}" for k in range(10)]}, systems)
+def dress(found):
+    "A comparison of runs of a sweep, with what they were made with and how their training went."
+    for at, name in enumerate(found.summary["systems"], 2):
+        curve = pd.DataFrame({"metric": "loss", "step": range(20), "value": np.linspace(2, 1, 20)})
+        found.question.found[name] = replace(found.question.found[name], params={"option_0": "0", "option_1": "1", "lr": f"{10.0**-at:g}"}, curves=lambda curve=curve: curve)
+    return found
 
 
 def dressed(
     systems: dict = {},                    # Systems  # noqa: B006
     baseline: str | None = None,           # The baseline
     metrics: list[str] | None = None,      # Metrics
-) -> Dressed:
-    "A stage that can be asked again."
+    rule: str | None = None,               # A slice
+) -> Comparison:
+    "The stage on systems of a sweep."
     RUNS.append(baseline)
-    return dress(systems, baseline)
+    return dress(compare(systems, baseline=baseline, metrics=metrics or ["rougeL", "exact_match"], rule=rule, n_resamples=150))
+
+
+def with_a_weakness(name="other"):
+    "Answers to two categories of tickets; one system cannot do the second."
+    found = answers(n=80, base=0.6, tuned=0.3, other=0.35)
+    category = ["network" if k % 4 == 0 else "printer" for k in range(80)]
+    found = {system: frame.assign(category=category) for system, frame in found.items()}
+    found[name] = found[name].assign(prediction=["nothing at all" if c == "network" else p for c, p in zip(category, found[name]["prediction"])])
+    return found
 
 
 class DressedPanel(ComparePanel):
@@ -345,9 +343,10 @@ class DressedPanel(ComparePanel):
 @pytest.fixture
 def panel(monkeypatch):
     monkeypatch.setenv("LLMOPS_LIVE", "0")
-    ASKED.clear()
     RUNS.clear()
-    made = DressedPanel(systems=answers(base=0.6, tuned=0.3, other=0.35))
+    SCORED.clear()
+    monkeypatch.setattr(evidence, "score", lambda *given, scoring=evidence.score, **more: SCORED.append(given[2]) or scoring(*given, **more))
+    made = DressedPanel(systems=with_a_weakness())
     made.run()
     made.live = Live(made)
     made.live.show(made.result)
@@ -361,11 +360,24 @@ def test_another_baseline_fewer_systems_and_a_slice_score_nothing_again(panel):
     assert panel.result.summary["baseline"] == panel.params["baseline"] == view.baseline.value == "tuned"
     view.parts["table"].handle("exclude", "2", False)
     assert panel.result.summary["systems"] == list(panel.params["systems"]) == ["base", "tuned"]
-    view.slice.value = "the first ten"
-    assert panel.result.summary["n_examples"] == 10 and panel.rule == "the first ten" and ASKED[-1] == ("tuned", None, ["base", "tuned"], [f"t{k}" for k in range(10)])
+    view.slice.value = "category is network"
+    assert panel.result.summary["n_examples"] == 20 and panel.rule == panel.params["rule"] == "category is network"
+    # What is on the screen is what the frozen parameters give.
+    again = panel.function(**panel.params)
+    pd.testing.assert_frame_equal(again.frame, panel.result.frame)
+    assert len(SCORED) == 5 and RUNS.pop() == "tuned"
     view.slice.value = ""
     view.parts["table"].handle("include", "0")
-    assert set(panel.params["systems"]) == set(panel.result.summary["systems"]) == {"base", "tuned", "other"} and RUNS == [None]
+    assert set(panel.params["systems"]) == set(panel.result.summary["systems"]) == {"base", "tuned", "other"}
+    assert RUNS == [None] and len(SCORED) == 5 and panel.rule is None
+
+
+def test_a_run_on_a_slice_can_go_back_to_all_examples(panel):
+    made = DressedPanel(systems=with_a_weakness(), rule="category is network")
+    made.run()
+    assert made.result.summary["n_examples"] == 20 and made.whole.summary["n_examples"] == 80
+    made.change(rule=None)
+    assert made.result.summary["n_examples"] == 80 and made.params["rule"] is None
 
 
 def test_a_metric_that_was_not_measured_runs_the_stage(panel):
@@ -379,9 +391,9 @@ def test_tabs_are_drawn_when_opened_and_lead_to_each_other(panel):
     assert set(view.parts) == {"table", "folded"}
     for title in ("Examples", "Runs", "Slices", "Export"): view.open(title)
     assert set(view.parts) == {"table", "folded", "examples", "parallel", "only", "curves", "scatter", "slices", "export"}
-    view.parts["slices"]._handle_custom_msg({"act": "slice", "value": "1"}, [])
+    view.parts["slices"]._handle_custom_msg({"act": "slice", "value": "0"}, [])
     found = view.parts["examples"]
-    assert view.tabs.selected_index == 1 and set(found.picked()["system"]) == {"other"} and len(found.picked()) == 10 and len(panel.selection) == 10
+    assert view.tabs.selected_index == 1 and set(found.picked()["system"]) == {"other"} and len(found.picked()) == len(panel.selection) == 20
     view.parts["scatter"].chart._handle_custom_msg({"kind": "click", "points": [{"customdata": "tuned"}]}, [])
     assert found.system.value == "tuned"
     view.open("Runs")
@@ -396,7 +408,7 @@ def test_the_static_face_has_every_part_and_nothing_that_acts(panel):
     html = panel.static_html()
     assert safe_face(html) == html
     text = Tags(html).text
-    for part in ("won / tied / lost", "Values, differences to the baseline", "What differs between the systems", "the first ten", f"{panel.result.frame['value'].iloc[0]:.3f}"): assert part in text, part
+    for part in ("won / tied / lost", "Values, differences to the baseline", "What differs between the systems", "category is network", f"{panel.result.frame['value'].iloc[0]:.3f}"): assert part in text, part
     assert Tags(html).tags.count("img") >= 5 and len(html) < 600_000
 
 
