@@ -102,8 +102,10 @@ def questions(n_runs, n_examples):
 
 def main():
     parser = argparse.ArgumentParser()
-    for name, value in (("systems", 16), ("segments", 5000), ("runs", 20), ("examples", 10_000)):
-        parser.add_argument(f"--{name}", type=int, default=value)
+    parser.add_argument("--systems", type=int, default=16)
+    parser.add_argument("--segments", type=int, default=5000)
+    parser.add_argument("--runs", type=int, default=20)
+    parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "comparison.json")
     given = parser.parse_args()
     record(given.output, {"all pairs": pairs(given.systems, given.segments), "another question": questions(given.runs, given.examples)})
