@@ -150,7 +150,7 @@ def _digest(schema): return hashlib.sha256(canonical(schema).encode()).hexdigest
 def _case(options): return [f"case:{'lc' if options.lowercase else 'mixed'}", "tok:none"]
 
 ANSWER_METHODS = {
-    "exact_match": mean_of(lambda p, rs, o: max(_exact(p, r, o.lowercase) for r in rs), _case),
+    "exact_match": mean_of(lambda p, rs, o: float(any(_exact(p, r, o.lowercase) for r in rs)), _case),
     "token_f1": mean_of(lambda p, rs, o: max(_token_f1(p, r) for r in rs), lambda o: ["case:lc", "tok:squad"]),
     "similarity": mean_of(lambda p, rs, o: max(text_similarity(p, r) for r in rs), lambda o: ["case:lc", "tok:words+3-letters", "agg:mean-of-cosines"]),
     "valid_json": mean_of(_valid_json, lambda o: [f"schema:{_digest(o.json_schema) if o.json_schema else 'no'}"]),

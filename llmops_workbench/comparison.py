@@ -26,7 +26,7 @@ from .errors import ParameterValueError, WorkspaceError, explain, suggest
 from .evidence import gather, pair
 from .fronts import pareto_front
 from .measures import COSTS, METRICS
-from .metrics import suitable_metrics
+from .metrics import read_options, suitable_metrics
 from .outcomes import win_tie_loss
 from .params import Between
 from .seeds import group_runs
@@ -353,6 +353,7 @@ def compare(
     rule:Optional[str]=None,                                # Only the examples of a slice, in its own words, such as "category is network"; None: all
     group_seeds:bool=False,                                 # Put runs together that differ in nothing but their seed
     lowercase:bool=False,                                   # Ignore case in BLEU, chrF and exact_match
+    options:Optional[dict]=None,                            # Further options of metrics, such as {"bleu_tokenize": "intl", "bertscore_model": "FOLDER"}
     database:Optional[str]=None,                            # What answers in SQL run on: a name or path; None: what the systems say in a column database
     n_resamples:Annotated[int, Between(100, 100_000)]=1000, # Bootstrap samples behind intervals and tests
     confidence:Annotated[float, Between(0.5, 0.999)]=0.95,  # Of intervals and verdicts
@@ -372,8 +373,9 @@ def compare(
     found = read_systems(systems, references, yardstick)
     if baseline is not None: _check_system(baseline, found, "to be the baseline")
     tasks = list(dict.fromkeys(task for system in found.values() for task in system.frame["task"]))
+    read_options(options or {})
     shelf = _open_shelf()
-    evidence = {task: gather({name: system.frame for name, system in found.items()}, task, lowercase=lowercase, database=database, shelf=shelf) for task in tasks}
+    evidence = {task: gather({name: system.frame for name, system in found.items()}, task, **{"lowercase": lowercase, **(options or {})}, database=database, shelf=shelf) for task in tasks}
     question = Question(found, evidence, tuple(found), baseline or next(iter(found)), metrics, None, n_resamples, confidence, test, slices and rule is None, group_seeds, None, seed)
     if rule is None: return answer(question)
     whole = answer(question)

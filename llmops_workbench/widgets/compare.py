@@ -227,7 +227,7 @@ class ComparePanel(Panel):
     def ids_of(self, rule) -> list: return self.whole.about["id"][self.whole.rows_of(rule)].tolist()
 
     def static_parts(self, result):
-        base, params, curves = result.summary["baseline"], result.params, result.curves
+        base, params = result.summary["baseline"], result.params
         tables = {name: frame for name, frame in result.tables().items() if name not in ("Values and verdicts", "Slices where a system is weak")}
         slices = [slices_html(result.slices)] if result.question.slices and len(result.slices) else []
         axes = make_axes(result.frame, params) if len(params) else []
