@@ -1,4 +1,4 @@
-"""Metrics against sacrebleu and rouge_score, on real texts and on made-up ones."""
+"""What `score` does with metrics: published figures, missing answers, counts that add up, JSON. That BLEU, chrF, TER and ROUGE are right is in test_overlap."""
 
 import math
 
@@ -19,104 +19,19 @@ TEXT = st.lists(WORD, max_size=12).map(" ".join) | st.text(max_size=20)
 PAIRS = st.lists(st.tuples(TEXT, st.lists(TEXT, min_size=1, max_size=3)), min_size=1, max_size=6)
 
 
-def streams(references):
-    "Lists of references as sacrebleu wants them: one stream for the first reference of all, one for the second, with gaps."
-    most = max(map(len, references))
-    return [[group[i] if i < len(group) else None for group in references] for i in range(most)]
-
-
-def sacrebleu_metric(name, **options):
-    from sacrebleu.metrics import BLEU, CHRF, TER
-    return {"bleu": BLEU, "chrf": CHRF, "ter": TER}[name](**options)
-
-
-CASES = [
-    ("bleu", {}, {}),
-    ("bleu", {"lowercase": True}, {"lowercase": True}),
-    ("bleu", {"bleu_tokenize": "intl"}, {"tokenize": "intl"}),
-    ("bleu", {"bleu_tokenize": "char"}, {"tokenize": "char"}),
-    ("bleu", {"bleu_tokenize": "none"}, {"tokenize": "none"}),
-    ("bleu", {"bleu_smooth_method": "none"}, {"smooth_method": "none"}),
-    ("chrf", {}, {}),
-    ("chrf", {"lowercase": True}, {"lowercase": True}),
-    ("chrf", {"chrf_word_order": 2}, {"word_order": 2}),
-    ("chrf", {"chrf_char_order": 3, "chrf_beta": 1}, {"char_order": 3, "beta": 1}),
-    ("ter", {}, {}),
-    ("ter", {"ter_case_sensitive": True, "ter_normalized": True, "ter_no_punct": True},
-     {"case_sensitive": True, "normalized": True, "no_punct": True}),
-]
-
-
-def assert_equals_sacrebleu(name, ours, theirs, predictions, references):
-    found = score(predictions, references, [name], **ours)
-    oracle = sacrebleu_metric(name, **theirs)
-    assert found.summary[name] == pytest.approx(oracle.corpus_score(predictions, streams(references)).score, abs=CLOSE)
-    assert found.signatures[name] == str(oracle.get_signature())
-    alone = sacrebleu_metric(name, **theirs, **({"effective_order": True} if name == "bleu" else {}))
-    wanted = [alone.sentence_score(p, rs).score for p, rs in zip(predictions, references)]
-    np.testing.assert_allclose(found.frame[name], wanted, atol=CLOSE)
-
-
-@pytest.mark.parametrize("name,ours,theirs", CASES)
-@settings(max_examples=60, deadline=None)
-@given(pairs=PAIRS)
-def test_equals_sacrebleu_on_made_up_texts(name, ours, theirs, pairs):
-    predictions, references = map(list, zip(*pairs))
-    assert_equals_sacrebleu(name, ours, theirs, predictions, references)
-
-
 @pytest.fixture(scope="module")
 def translations(shared_data):
-    "The first 300 segments of two translation systems, detokenised, with their reference."
+    "Two translation systems, detokenised, with their reference."
     folder = shared_data / "comparemt"
     if not folder.is_dir():
         pytest.skip("the comparemt texts are not here")
     return {kind: (folder / f"ted.{kind}.detok.eng").read_text(encoding="utf-8").splitlines() for kind in ("ref", "sys1", "sys2")}
 
 
-@pytest.mark.parametrize("name,ours,theirs", [case for case in CASES if case[0] != "ter"])
-def test_equals_sacrebleu_on_translations(translations, name, ours, theirs):
-    # Two references with gaps: every third segment has the other system's translation as a second one.
-    references = [[r] if i % 3 else [r, s] for i, (r, s) in enumerate(zip(translations["ref"], translations["sys2"]))][:300]
-    assert_equals_sacrebleu(name, ours, theirs, translations["sys1"][:300], references)
-
-
 def test_published_translation_scores(translations):
     "BLEU 21.7 and chrF 48 are published for the first system; its tokenised text has BLEU 22.44 (multi-bleu.pl)."
     found = score(translations["sys1"], translations["ref"], ["bleu", "chrf"]).summary
     assert (round(found["bleu"], 2), round(found["chrf"], 2)) == (21.71, 48.34)
-
-
-def rouge_score_values(predictions, references, use_stemmer):
-    from rouge_score.rouge_scorer import RougeScorer
-    scorer = RougeScorer(["rouge1", "rouge2", "rougeL"], use_stemmer=use_stemmer)
-    scores = [scorer.score_multi(rs, p) for p, rs in zip(predictions, references)]
-    return {kind: [s[kind].fmeasure for s in scores] for kind in ("rouge1", "rouge2", "rougeL")}
-
-
-def assert_equals_rouge_score(predictions, references, use_stemmer):
-    found = score(predictions, references, ["rouge"], use_stemmer=use_stemmer)
-    for kind, wanted in rouge_score_values(predictions, references, use_stemmer).items():
-        # The same divisions in the same order: equal to the last digit.
-        assert found.frame[kind].tolist() == wanted
-        assert found.summary[kind] == pytest.approx(np.mean(wanted), abs=CLOSE)
-
-
-@pytest.mark.parametrize("use_stemmer", [False, True])
-@settings(max_examples=150, deadline=None)
-@given(pairs=PAIRS)
-def test_equals_rouge_score_on_made_up_texts(use_stemmer, pairs):
-    predictions, references = map(list, zip(*pairs))
-    assert_equals_rouge_score(predictions, references, use_stemmer)
-
-
-@pytest.mark.parametrize("use_stemmer", [False, True])
-def test_equals_rouge_score_on_summaries(shared_data, use_stemmer):
-    folder = shared_data / "comparemt"
-    if not folder.is_dir():
-        pytest.skip("the comparemt texts are not here")
-    predictions, references = ((folder / f"sum.{kind}.eng").read_text(encoding="utf-8").splitlines()[:300] for kind in ("sys1", "ref"))
-    assert_equals_rouge_score(predictions, [[r] for r in references], use_stemmer)
 
 
 def test_published_rouge_values(shared_data):
