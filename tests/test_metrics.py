@@ -28,10 +28,26 @@ def translations(shared_data):
     return {kind: (folder / f"ted.{kind}.detok.eng").read_text(encoding="utf-8").splitlines() for kind in ("ref", "sys1", "sys2")}
 
 
-def test_published_translation_scores(translations):
-    "BLEU 21.7 and chrF 48 are published for the first system; its tokenised text has BLEU 22.44 (multi-bleu.pl)."
-    found = score(translations["sys1"], translations["ref"], ["bleu", "chrf"]).summary
-    assert (round(found["bleu"], 2), round(found["chrf"], 2)) == (21.71, 48.34)
+@pytest.mark.parametrize("system,tokenised,detokenised,characters", [("sys1", 22.44, 21.71, 48.34), ("sys2", 24.04, 23.05, 45.58)])
+def test_published_translation_scores(shared_data, translations, system, tokenised, detokenised, characters):
+    "multi-bleu.pl on the tokenised texts; sacrebleu's BLEU and chrF on the others."
+    found = score(translations[system], translations["ref"], ["bleu", "chrf"]).summary
+    assert (round(found["bleu"], 2), round(found["chrf"], 2)) == (detokenised, characters)
+    texts = {kind: (shared_data / "comparemt" / f"ted.{kind}.eng").read_text(encoding="utf-8").splitlines() for kind in (system, "ref")}
+    plain = score(texts[system], texts["ref"], ["bleu"], bleu_tokenize="none", bleu_smooth_method="none")
+    assert round(plain.summary["bleu"], 2) == tokenised
+    if system == "sys1":
+        assert plain.counts["bleu"].sum(0)[:2].tolist() == [45672, 48183]
+
+
+@pytest.mark.parametrize("system,values", [("sys1", (37.62, 17.20, 35.61)), ("sys2", (39.06, 18.27, 37.05))])
+def test_known_summary_scores(shared_data, system, values):
+    folder = shared_data / "comparemt"
+    if not folder.is_dir():
+        pytest.skip("the comparemt texts are not here")
+    texts = {kind: (folder / f"sum.{kind}.eng").read_text(encoding="utf-8").splitlines() for kind in (system, "ref")}
+    found = score(texts[system], texts["ref"], ["rouge"], use_stemmer=True).summary
+    assert tuple(round(100 * found[kind], 2) for kind in ("rouge1", "rouge2", "rougeL")) == values
 
 
 def test_published_rouge_values(shared_data):
@@ -135,3 +151,83 @@ def test_values_can_be_computed_for_many_samples_at_once():
 def test_every_metric_says_which_way_is_up():
     for name, metric in METRICS.items():
         assert metric.name == name and metric.words and isinstance(metric.higher_is_better, bool)
+
+
+def test_metrics_without_references_score_what_has_none():
+    found = score(["a a a", None, "b c"], [["a"], ["b"], None], ["exact_match", "distinct", "valid_json"])
+    assert found.n_scored == {"exact_match": 1, "distinct": 2, "valid_json": 2}
+    assert (found.summary["n"], found.summary["n_missing"], found.summary["n_unreferenced"]) == (2, 1, 1)
+    assert found.frame["distinct"].tolist()[0] == 0.5 and np.isnan(found.frame["distinct"][1]) and found.frame["distinct"][2] == 1
+    assert score(["{}", "no"], metrics=["valid_json"]).summary["valid_json"] == 0.5
+
+
+def test_values_that_are_not_known_are_not_scored():
+    found = score(["a", "b", "c"], ["a", "b", "x"], ["brier", "latency_s", "exact_match"], columns={"confidence": [1.0, None, 0.5], "latency_s": [0.2, float("nan"), 0.4]})
+    assert found.n_scored == {"brier": 2, "latency_s": 2, "exact_match": 3}
+    assert found.summary["brier"] == pytest.approx(0.125) and found.summary["latency_s"] == pytest.approx(0.3)
+    assert found.counts["brier"][1].tolist() == [0, 0]
+
+
+@pytest.mark.parametrize("given,message", [
+    (dict(predictions=["a"], references=["a", "b"]), "1 predictions and 2 references"),
+    (dict(predictions=[], references=[]), "0 predictions"),
+    (dict(predictions="a text", references=["a"]), "predictions is one text"),
+    (dict(predictions=["a"], references=[7]), "Reference 0 is 7"),
+    (dict(predictions=[7], references=["a"]), "Prediction 0 is 7"),
+    (dict(predictions=["a"], references=[None]), "No example has a reference"),
+    (dict(predictions=["a"]), "No example has a reference"),
+    (dict(predictions=["a"], references=["a"], metrics=["brier"]), "in a column 'confidence'"),
+    (dict(predictions=["a"], references=["a"], metrics=["brier"], columns={"confidence": [0.5, 0.5]}), "has 2 values and there are 1"),
+    (dict(predictions=["a"], references=["a"], metrics=["brier"], columns={"confidence": [90]}), "confidence of example 0 is 90"),
+    (dict(predictions=["a"], metrics=["perplexity"]), "perplexity_model"),
+    (dict(predictions=["a"], references=["a"], metrics=["bertscore"]), "bertscore_model"),
+    (dict(predictions=["a"], metrics=["toxicity"], toxicity_model="nowhere"), "nowhere"),
+    (dict(predictions=["a"], references=["a"], bleu_max_order=0), "bleu_max_order is 0"),
+])
+def test_bad_input_is_one_message(given, message):
+    with pytest.raises((ValueError, LookupError), match=message):
+        score(**given)
+
+
+def test_only_punctuation_one_example_and_nothing_at_all_have_values():
+    for prediction, reference in (("...", "..."), ("", "a b"), ("?!", "a b"), ("a b", "-"), (" ", " ")):
+        found = score([prediction], [reference], [*NAMES, "rougeLsum", "rougeL_coco", "edit_similarity", "meteor", "similarity"])
+        assert np.isfinite(found.frame.to_numpy()).all() and all(math.isfinite(found.summary[name]) for name in found.frame), (prediction, reference)
+
+
+def test_an_unknown_option_is_named():
+    with pytest.raises(TypeError, match="Did you mean 'bleu_tokenize'"):
+        score(["a"], ["a"], bleu_tokenizer="13a")
+
+
+def test_the_signature_says_every_option_that_changes_a_value():
+    "Two settings that give different counts or values never share a signature."
+    texts, wanted = ["a small cat sat", "it is IT"], ["the small cats sat", "it is it"]
+    settings_of = {"bleu": [{}, {"bleu_tokenize": "char"}, {"bleu_max_order": 2}, {"bleu_smooth_method": "floor"}, {"bleu_smooth_method": "floor", "bleu_smooth_value": 0.5}, {"lowercase": True},
+                            {"bleu_effective_order": True}],
+                   "chrf": [{}, {"chrf_beta": 1}, {"chrf_char_order": 3}, {"chrf_word_order": 1}, {"chrf_whitespace": True}, {"chrf_eps_smoothing": True}],
+                   "rougeL": [{}, {"use_stemmer": True}], "exact_match": [{}, {"lowercase": True}], "edit_similarity": [{}, {"lowercase": True}], "distinct": [{}, {"distinct_order": 1}],
+                   "valid_json": [{}, {"json_schema": {"type": "object"}}, {"json_schema": {"type": "array"}}]}
+    for name, choices in settings_of.items():
+        signed = [score(texts, wanted, [name], **options).signatures[name] for options in choices]
+        assert len(set(signed)) == len(choices), (name, signed)
+
+
+def test_what_was_scored_before_is_not_scored_again(workspace, monkeypatch):
+    from llmops_workbench import metrics as module
+    from llmops_workbench.shelf import StatisticsShelf
+    counted = []
+    plain = module.method_of
+
+    def watched(name):
+        method = plain(name)
+        return type(method)(lambda batch, options: counted.append((name, len(batch))) or method.count(batch, options), method.value, method.sign)
+    monkeypatch.setattr(module, "method_of", watched)
+    shelf, texts, wanted = StatisticsShelf(), [f"cat {i}" for i in range(20)], [f"cats {i}" for i in range(20)]
+    first = score(texts, wanted, ["ter", "bleu"], shelf=shelf)
+    assert counted == [("ter", 20), ("bleu", 20)]
+    # Another order, a slice, and a few more: only those are counted that nobody has seen. Quick metrics keep a column as a whole.
+    again = score(texts, wanted, ["ter", "bleu"], shelf=StatisticsShelf())
+    assert again.summary == first.summary and len(counted) == 2
+    part = score([*texts[5:10], "new"], [*wanted[5:10], "news"], ["ter"], shelf=StatisticsShelf())
+    assert counted[2:] == [("ter", 1)] and part.frame["ter"].tolist()[:5] == first.frame["ter"].tolist()[5:10]
