@@ -480,6 +480,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.scored': ( 'comparison.html#comparison.scored',
                                                                                                 'llmops_workbench/comparison.py'),
+                                             'llmops_workbench.comparison.Comparison.signed': ( 'comparison.html#comparison.signed',
+                                                                                                'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.slices': ( 'comparison.html#comparison.slices',
                                                                                                 'llmops_workbench/comparison.py'),
                                              'llmops_workbench.comparison.Comparison.systems': ( 'comparison.html#comparison.systems',

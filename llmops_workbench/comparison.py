@@ -143,6 +143,11 @@ class Comparison(Result):
         return pd.concat([win_tie_loss(self, metric) for metric in dict.fromkeys(name for names in self.metrics for name in names)], ignore_index=True)
 
     @property
+    def signed(self) -> pd.DataFrame:
+        "What exactly was computed: metric, signature."
+        return pd.DataFrame(self.signatures.items(), columns=["metric", "signature"])
+
+    @property
     def scored(self) -> set:
         "Metrics of which the counts are there, whether they are shown or not."
         return {metric for evidence in self.question.evidence.values() for _, metric in evidence.counted}
@@ -252,7 +257,7 @@ class Comparison(Result):
 
     def frames(self) -> dict:
         more = {"slices": self.slices if self.question.slices else [], "fronts": self.fronts, "groups": self.groups, "params": self.params, "curves": self.curves}
-        return {"examples": self.examples, **{name: frame for name, frame in more.items() if len(frame)}}
+        return {"examples": self.examples, "signatures": self.signed, **{name: frame for name, frame in more.items() if len(frame)}}
 
     def words(self) -> list: return _sentences(self)
 
@@ -265,6 +270,7 @@ class Comparison(Result):
         ends = pd.concat([changed.head(3), changed.tail(3)]).drop_duplicates(["id", "task", "system"])
         if len(self.examples): found[f"Largest losses and gains against {self.baseline}"] = ends[columns].reset_index(drop=True)
         if self.question.slices and len(self.slices): found["Slices where a system is weak"] = self.slices.drop(columns=["p_value"]).rename(columns={"p_adjusted": "p (corrected)"})
+        found["How it was computed"] = self.signed
         if len(self.groups): found["Runs of one thing"] = self.groups.drop(columns=["p_value", "systems"]).rename(columns={"p_adjusted": "p (corrected)"})
         return found
 
