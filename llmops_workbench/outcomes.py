@@ -14,6 +14,7 @@ import pandas as pd
 from .contrasts import list_examples
 from .errors import ParameterValueError, explain, suggest
 from .measures import METRICS
+from .systems import STAGE, is_difference
 
 # %% ../nbs/09_outcomes.ipynb #0cda2dbb
 def regressions(
@@ -58,6 +59,7 @@ def changed_params(
     comparison,         # A `Comparison`
 ) -> pd.DataFrame:      # A row a parameter (index) that is not the same everywhere, a column a system
     "Only what differs between the systems; empty where nothing is known of them."
-    table = pd.DataFrame({name: pd.Series(system.params, dtype=object) for name, system in comparison.systems.items()})
-    filled = table.where(table.notna(), "–")
-    return filled[filled.nunique(axis=1) > 1].rename_axis("parameter")
+    params = {name: system.params for name, system in comparison.systems.items()}
+    stages, every = {name: own.get(STAGE) for name, own in params.items()}, dict.fromkeys(part for own in params.values() for part in own)
+    told = [part for part in every if is_difference({name: own[part] for name, own in params.items() if part in own}, stages, params)]
+    return pd.DataFrame({name: [own.get(part, "–") for part in told] for name, own in params.items()}, index=pd.Index(told, name="parameter", dtype=object))

@@ -112,9 +112,9 @@ class CompareView:
     def open(self, title): self.tabs.selected_index = list(self._draws).index(title)
 
     def _overview(self):
-        result, base = self.result, self.result.summary["baseline"]
+        result, base, params = self.result, self.result.summary["baseline"], self.panel.whole.params
         excluded = [name for name in self.panel.whole.summary["systems"] if name not in result.summary["systems"]]
-        table = self.part("table", lambda: RunTable(result.frame, self.result.params, base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, self.result.params, base, excluded)
+        table = self.part("table", lambda: RunTable(result.frame, params, base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, params, base, excluded)
         if "folded" not in self.parts:
             self.parts["folded"] = ipywidgets.Accordion([ipywidgets.VBox(), ipywidgets.VBox()], titles=("In words", "As charts"), selected_index=None)
             self.parts["folded"].observe(lambda change: self._unfold(), names=["selected_index"])

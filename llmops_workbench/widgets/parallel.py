@@ -19,9 +19,10 @@ import pandas as pd
 import traitlets
 
 from ..display import plain, theme, visible
-from ..exports import say_value
+from ..exports import by_metric, say_value
 from ..marks import PALETTE
 from ..measures import lower_is_better
+from ..systems import STAGE, is_difference
 from .runtable import flat_params
 
 # %% ../../nbs/widgets/41_parallel.ipynb #c1105f80
@@ -68,13 +69,16 @@ def make_axes(
     "The columns in which systems differ."
     systems = list(dict.fromkeys(frame["system"]))
     found = {True: [], False: []}
-    for (task, metric), part in frame.groupby(["task", "metric"], sort=False):
-        values = dict(zip(part["system"], part["value"]))
+    for (task, metric), at in by_metric(frame).items():
+        values = dict(zip(frame["system"].iloc[at].tolist(), frame["value"].iloc[at].tolist()))
         found[True].append(make_axis(f"{metric}{f' ({task})' if task else ''} {'↓' if lower_is_better(metric) else '↑'}", {s: values.get(s) for s in systems}, metric))
     flat = flat_params(params)
-    for name, part in flat[flat["system"].isin(systems)].groupby("name", sort=False):
-        values = dict(zip(part["system"], part["value"]))
-        found[False].append(make_axis(name, {s: values.get(s) for s in systems}))
+    cells = {}
+    for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))): cells.setdefault(name, {})[system] = value
+    stages = cells.get(STAGE, {})
+    for name, values in cells.items():
+        own = {s: values[s] for s in systems if s in values}
+        if is_difference({s: str(value) for s, value in own.items()}, stages, systems): found[False].append(make_axis(name, {s: own.get(s) for s in systems}))
     varied = {kind: [axis for axis in axes if len(set(axis.places.values())) > 1] for kind, axes in found.items()}
     metrics = varied[True][:max(most - 1, 1)]
     return [*varied[False][:most - len(metrics)], *metrics]
