@@ -20,10 +20,10 @@ def runs(workspace, monkeypatch):
     monkeypatch.setenv("LLMOPS_THREADS", "1")
     frame = read_examples("helpdesk").frame
     frame = frame[frame["task"] == "summary"].reset_index(drop=True)
-    asked = frame[:20].assign(prompt=[f"{prompt} {HOSTILE if k == 0 else ''}" for k, prompt in enumerate(frame["prompt"][:20])])
-    train, held_out = save_snapshot(make_dataset(frame[20:320].reset_index(drop=True), "tickets")), save_snapshot(make_dataset(asked, "held-out"))
-    same = {"dataset": train, "eval_dataset": held_out, "max_steps": 12, "per_device_train_batch_size": 6, "eval_steps": 4, "eval_samples": 20, "sample_completions": 20}
-    tuned = [FinetunePanel(**same, learning_rate=rate, seed=seed) for rate, seed in ((1e-4, 0), (3e-3, 1))]
+    asked = frame[:16].assign(prompt=[f"{prompt} {HOSTILE if k == 0 else ''}" for k, prompt in enumerate(frame["prompt"][:16])])
+    train, held_out = save_snapshot(make_dataset(frame[16:216].reset_index(drop=True), "tickets")), save_snapshot(make_dataset(asked, "held-out"))
+    same = {"dataset": train, "eval_dataset": held_out, "max_steps": 9, "per_device_train_batch_size": 6, "eval_steps": 3, "eval_samples": 16, "sample_completions": 16}
+    tuned = [FinetunePanel(**same, learning_rate=rate, seed=seed) for rate, seed in ((1e-3, 0), (5e-3, 1))]
     for panel in tuned: launch_finetune(**panel.params)
     asking = PromptPanel(models=["starter"], dataset=held_out, split="all", n_examples=0)
     for panel in (*tuned, asking): panel.run()
@@ -39,10 +39,10 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
             "The same in the other theme."
             change = lambda theme: page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
             change("JupyterLab Dark")
-            page.wait_for_timeout(1200)
+            page.wait_for_timeout(700)
             picture(name)
             change("JupyterLab Light")
-            page.wait_for_timeout(600)
+            page.wait_for_timeout(300)
         lab.open("compare.ipynb")
         lab.run_all()
         markup = page.locator(".llmops-markup:visible")
@@ -53,8 +53,14 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
         rows = markup.locator("tbody th").all_inner_texts()
         assert {"learning_rate", "seed", "stage"} <= set(rows) and not {"lora_r", "temperature", "max_steps", "clean_only"} & set(rows), rows
         assert "• baseline" in markup.locator("thead th").nth(1).inner_text()
+        markup.first.evaluate("e => e.scrollIntoView({block: 'end'})")
         picture("1-overview")
         dark("1-overview-dark")
+
+        # Runs of both kinds are offered.
+        page.get_by_role("button", name="Stored runs…").click()
+        page.locator("option", has_text="fine-tuning run").nth(1).wait_for(state="attached", timeout=30_000)
+        assert page.locator("option", has_text="prompt run").count() == 1
 
         # The base becomes the baseline by a key; a run is left out and comes back.
         held = "starter · as prepared"
@@ -87,11 +93,12 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
         picture("3-regressions")
         dark("3-regressions-dark")
 
-        # Losses of both runs; a brush by the pointer, another by the keyboard.
+        # The losses of both runs; a brush by the pointer, another by the keyboard.
         page.get_by_role("tab", name="Runs", exact=True).click()
         strip = page.locator(".llmops-par-strip").first
         strip.wait_for()
         page.get_by_role("heading", name="Curves").scroll_into_view_if_needed()
+        page.get_by_text("loss over step").wait_for(timeout=30_000)
         page.wait_for_timeout(800)
         picture("4-curves")
         dark("4-curves-dark")

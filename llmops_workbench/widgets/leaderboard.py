@@ -83,6 +83,9 @@ def leaderboard_html(
 ) -> Html:
     "The order of the systems within each metric, with what is uncertain about it."
     rows, places = as_rows(board), by_metric(board)
+    # A figure that only one of several systems has, such as the latency of a prompt run beside fine-tuning runs, puts nobody in order.
+    alone = {key for key, at in places.items() if len(at) == 1 and len({row.system for row in rows}) > 1}
+    places = {key: at for key, at in places.items() if key not in alone} or places
     tables = [_table(task, metric, [rows[i] for i in at]) for (task, metric), at in places.items()]
     n = max(1, most_rows//max(1, len({row.system for row in rows})))
     side = lambda parts: f'<div style="display:flex;flex-wrap:wrap;gap:8px 32px;align-items:flex-start">{"".join(parts)}</div>'
@@ -107,8 +110,8 @@ def _row(metric, row, start, end, baseline, counted) -> str:
     sign = sign_of(row.verdict)
     value = f"<b>{say_value(metric, row.value)} ★</b>" if row.best else say_value(metric, row.value)
     ends = f' <span style="{_SMALL};white-space:nowrap">{say_value(metric, row.low)} to {say_value(metric, row.high)}</span>' if isfinite(row.low) else ""
-    needed = f'<div style="{_SMALL}">about {int(row.n_needed):,} more examples would tell</div>' if sign == "≈" and isfinite(row.n_needed) else ""
-    verdict = escape(row.verdict.partition(";")[0])
+    verdict, _, more = map(escape, row.verdict.partition("; "))
+    needed = f'<div style="{_SMALL}">{more}</div>' if more else ""
     said = "• baseline" if sign == "•" else f"{sign} {verdict}, {say_value(metric, row.delta, signed=True)}{needed}" if row.delta == row.delta else "–"
     front = f' <span style="{_SMALL}" title="on the Pareto front">◆ front</span>' if row.on_front is True or row.on_front is np.True_ else ""
     unscored = f'<div style="{_SMALL}">{int(row.n_unscored):,} not scored</div>' if row.n_unscored == row.n_unscored and row.n_unscored else ""

@@ -67,11 +67,13 @@ def make_axes(
     most:int=MOST_AXES,  # Axes; metrics have the first right to stay
 ) -> list:               # Axis; parameters from the left, then metrics
     "The columns in which systems differ."
-    systems = list(dict.fromkeys(frame["system"]))
+    systems, several = list(dict.fromkeys(frame["system"].tolist())), frame["task"].nunique() > 1
     found = {True: [], False: []}
     for (task, metric), at in by_metric(frame).items():
         values = dict(zip(frame["system"].iloc[at].tolist(), frame["value"].iloc[at].tolist()))
-        found[True].append(make_axis(f"{metric}{f' ({task})' if task else ''} {'↓' if lower_is_better(metric) else '↑'}", {s: values.get(s) for s in systems}, metric))
+        # What one system alone has tells it from nobody.
+        if sum(value == value for value in values.values()) < min(2, len(systems)): continue
+        found[True].append(make_axis(f"{metric}{f' ({task})' if task and several else ''} {'↓' if lower_is_better(metric) else '↑'}", {s: values.get(s) for s in systems}, metric))
     flat = flat_params(params)
     cells = {}
     for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))): cells.setdefault(name, {})[system] = value

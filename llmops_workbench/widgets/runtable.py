@@ -110,7 +110,7 @@ def _metric_rows(frame, systems) -> list:
 
 def _note(metric, row) -> str:
     if row.delta == row.delta: return f"{sign_of(row.verdict)} {say_value(metric, row.delta, signed=True)} ({say_value(metric, row.delta_low, signed=True)} to {say_value(metric, row.delta_high, signed=True)})"
-    return f"{say_value(metric, row.low)} to {say_value(metric, row.high)}" if row.low == row.low else ""
+    return f"{say_value(metric, row.low)} to {say_value(metric, row.high)}" if row.low < row.high else ""
 
 def _grouped_rows(frame, members, baseline, systems) -> list:
     rows = group_values(frame, members).rename(columns={"mean": "value"})
@@ -203,7 +203,7 @@ def _count_words(found, all_, shown) -> str:
 class RunTable:
     "The table with its tools."
     page = 60  # Rows sent at first, and with each 'show more'
-    _given = _flat = None  # Parameters, as they came and without nesting
+    _given = _flat = _key = None  # Parameters, as they came and without nesting; what `members` was made of
 
     def __init__(
         self,
@@ -225,9 +225,10 @@ class RunTable:
         self.frame, self.baseline, self.excluded = frame, baseline, list(excluded)
         # Another baseline or metric changes no parameter.
         if params is not self._given: self._given, self._flat = params, flat_params(params)
-        systems = list(dict.fromkeys(frame["system"].tolist()))
-        self.params = self._flat[self._flat["system"].isin(systems)]
-        self.members = seed_groups(self.params, systems, flat=True)
+        key = (id(params), list(dict.fromkeys(frame["system"].tolist())), self.excluded)
+        if key != self._key:
+            self._key, self.params = key, self._flat[~self._flat["system"].isin(self.excluded)]
+            self.members = seed_groups(self.params, key[1], flat=True)
         self.draw()
 
     def handle(self, act, value, on=None):
