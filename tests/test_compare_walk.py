@@ -20,9 +20,9 @@ def runs(workspace, monkeypatch):
     monkeypatch.setenv("LLMOPS_THREADS", "1")
     frame = read_examples("helpdesk").frame
     frame = frame[frame["task"] == "summary"].reset_index(drop=True)
-    asked = frame[:16].assign(prompt=[f"{prompt} {HOSTILE if k == 0 else ''}" for k, prompt in enumerate(frame["prompt"][:16])])
-    train, held_out = save_snapshot(make_dataset(frame[16:216].reset_index(drop=True), "tickets")), save_snapshot(make_dataset(asked, "held-out"))
-    same = {"dataset": train, "eval_dataset": held_out, "max_steps": 9, "per_device_train_batch_size": 6, "eval_steps": 3, "eval_samples": 16, "sample_completions": 16}
+    asked = frame[:12].assign(prompt=[f"{prompt} {HOSTILE if k == 0 else ''}" for k, prompt in enumerate(frame["prompt"][:12])])
+    train, held_out = save_snapshot(make_dataset(frame[12:112].reset_index(drop=True), "tickets")), save_snapshot(make_dataset(asked, "held-out"))
+    same = {"dataset": train, "eval_dataset": held_out, "max_steps": 8, "per_device_train_batch_size": 4, "eval_samples": 12, "sample_completions": 12}
     tuned = [FinetunePanel(**same, learning_rate=rate, seed=seed) for rate, seed in ((1e-3, 0), (5e-3, 1))]
     for panel in tuned: launch_finetune(**panel.params)
     asking = PromptPanel(models=["starter"], dataset=held_out, split="all", n_examples=0)
@@ -102,9 +102,10 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
         page.wait_for_timeout(800)
         picture("4-curves")
         dark("4-curves-dark")
-        strip.scroll_into_view_if_needed()
+        # Hovering waits until the page stands still; charts are laid out anew when the theme changes.
+        page.wait_for_timeout(700)
+        strip.hover(position={"x": 16, "y": 6})
         box = strip.bounding_box()
-        page.mouse.move(box["x"] + 16, box["y"] + 6)
         page.mouse.down()
         page.mouse.move(box["x"] + 16, box["y"] + box["height"]*0.3, steps=4)
         page.mouse.up()
