@@ -2,7 +2,8 @@
 
 All pairs: 1,000 bootstrap samples of BLEU for 16 systems on 5,000 segments, all 120 pairs of them, beside sacrebleu's `PairedTest` for one pair. Both give
 the same BLEU, and for that pair p-values and intervals that agree within sampling error. Another question: 20 systems on 10,000 examples; a change of
-baseline, of metric and of slice, in milliseconds of this process. What the changed comparison says equals what a new one says.
+baseline, of metric and of slice, in milliseconds of this process. What the changed comparison says equals what a new one says. The panel: the same
+clicks in the live panel with 60 parameters a system, from the click until the widgets hold what a browser shows, with the overview open.
 `python benchmarks/comparison.py [--systems 16] [--segments 5000] [--runs 20] [--examples 10000] [--output FILE]`
 """
 
@@ -22,6 +23,8 @@ from llmops_workbench.evidence import gather, pair
 from llmops_workbench.helpdesk import generate_helpdesk
 from llmops_workbench.significance import difference_p_value
 from llmops_workbench.systems import as_system
+from llmops_workbench.widgets.compare import ComparePanel
+from llmops_workbench.widgets.panel import Live
 
 METRICS = ["token_f1", "rougeL", "bleu", "exact_match"]
 
@@ -73,12 +76,18 @@ def _scored(frames):
     return pair(evidence, list(frames))
 
 
-def questions(n_runs, n_examples):
+def described(n_runs, n_examples):
+    "Systems whose examples are known by more than their text."
     wanted, systems = answers(n_examples, n_runs)
-    names, rng = list(systems), np.random.default_rng(0)
+    rng = np.random.default_rng(0)
     room = rng.choice(["office", "lab", "home", "shop"], n_examples)
     ids = [f"{i:06}" for i in range(n_examples)]
-    frames = {name: pd.DataFrame({"id": ids, "prediction": given, "references": wanted, "room": room}) for name, given in systems.items()}
+    return {name: pd.DataFrame({"id": ids, "prediction": given, "references": wanted, "room": room}) for name, given in systems.items()}
+
+
+def questions(frames):
+    names, rng = list(frames), np.random.default_rng(0)
+    n_runs, n_examples = len(names), len(frames[names[0]])
     first, scoring_s = timed(lambda: compare(frames, metrics=METRICS, slices=False))
     quarter, half = (first.about["room"].isin(rooms).to_numpy() for rooms in (["lab"], ["lab", "home"]))
     asked = {"baseline": lambda i: {"baseline": names[(1 + i) % n_runs]}, "metric": lambda i: {"metrics": [METRICS[i % 4]]}, "systems": lambda i: {"systems": names[i % (n_runs - 1):]},
@@ -100,6 +109,36 @@ def questions(n_runs, n_examples):
     return {"n_runs": n_runs, "n_examples": n_examples, "metrics": METRICS, "first_s": scoring_s, "milliseconds": found, "listing_ms": listing_s * 1000, "slices_s": slicing_s}
 
 
+def clicks(frames, n_params=60):
+    names, n_examples = list(frames), len(next(iter(frames.values())))
+    panel = ComparePanel(systems=frames, metrics=METRICS)
+    panel._rest_s = 3600  # the static face is drawn when nobody clicks any more, outside of what is measured
+    whole = panel.run()
+    for i, system in enumerate(whole.systems.values()):
+        system.params.update({"learning_rate": f"{10**(-2 - i/5):.3g}", "seed": str(i % 3), **{f"option.{k:02}": str(k) for k in range(n_params - 2)}})
+    panel.live = Live(panel)
+    panel.live.show(whole)
+    sizes = {rule: int(whole.rows_of(rule).sum()) for rule in panel.rules}
+    quarters, halves = ([rule for rule, n in sizes.items() if low * n_examples < n <= high * n_examples][:7] for low, high in ((0.1, 0.26), (0.35, 0.6)))
+    asked = {"baseline": [{"baseline": name} for name in names[1:8]], "metric": [{"metrics": [METRICS[i % 4], METRICS[(i + 1) % 4]]} for i in range(7)],
+             "slice of a quarter": [{"rule": rule} for rule in quarters], "slice of a half": [{"rule": rule} for rule in halves]}
+    found, spread = {}, {}
+    for name, wishes in asked.items():
+        panel.change(baseline=names[0], metrics=METRICS, rule=None)
+        took = [timed(lambda wish=wish: panel.change(**wish))[1] * 1000 for wish in wishes]
+        found[name], spread[name] = min(took), float(np.median(took))
+        html = panel.live.kept["view"].parts["table"].markup.html
+        assert panel.result.summary["baseline"] in html and "learning_rate" in html and "option.00" not in html
+    panel.change(baseline=names[0], metrics=METRICS, rule=None)
+    _, back = timed(lambda: panel.change(rule=(halves or quarters)[-1]))
+    panel.close()
+    print(f"the panel, {len(names)} systems x {n_examples:,} examples x {len(METRICS)} metrics, {n_params} parameters each: ms from the click to the widgets, least and median")
+    for name in found:
+        print(f"  another {name:32} {found[name]:6.0f} {spread[name]:6.0f}")
+    print(f"  a slice that was looked at before        {back * 1000:6.0f}")
+    return {"n_runs": len(names), "n_examples": n_examples, "n_params": n_params, "least_ms": found, "median_ms": spread, "slice_again_ms": back * 1000}
+
+
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--systems", type=int, default=16)
@@ -108,7 +147,8 @@ def main():
     parser.add_argument("--examples", type=int, default=10_000)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "comparison.json")
     given = parser.parse_args()
-    record(given.output, {"all pairs": pairs(given.systems, given.segments), "another question": questions(given.runs, given.examples)})
+    frames = described(given.runs, given.examples)
+    record(given.output, {"all pairs": pairs(given.systems, given.segments), "another question": questions(frames), "the panel": clicks(frames)})
 
 
 if __name__ == "__main__":

@@ -277,7 +277,7 @@ class Comparison(Result):
     def figures(self) -> tuple:
         "Names of the figures."
         several, timed = len(self.question.systems) > 1, self.frame.loc[self.frame["metric"] == "latency_s", "value"].notna().sum()
-        more = {"costs": timed > 0, "front": several and timed > 1, "slices": self.question.slices and len(self.slices) > 0, "groups": len(self.groups) > 0, "curves": len(self.curves) > 0}
+        more = {"costs": timed > several, "front": several and timed > 1, "slices": self.question.slices and len(self.slices) > 0, "groups": len(self.groups) > 0, "curves": len(self.curves) > 0}
         return (*(["differences"] if several else []), "values", *([f"examples:{task}" for task in self.tasks] if several else []), *(name for name, there in more.items() if there))
 
     def figure(self, name=None):

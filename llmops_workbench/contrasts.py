@@ -12,7 +12,7 @@ __all__ = ['YES_NO', 'TESTS', 'COLUMNS', 'LISTED', 'differences', 'all_pairs', '
 # %% ../nbs/09_contrasts.ipynb #318e0879
 import numpy as np
 import pandas as pd
-from .evidence import Paired, products
+from .evidence import SAME, Paired, products
 from .intervals import least_p
 from .measures import COSTS, METRICS
 from .significance import difference_p_value, flips_p_value, holm, holm_levels, interval, needed_answers, needed_examples, randomised_p_value, verdict, widen_confidence, widen_p_value
@@ -39,17 +39,16 @@ def _differences(paired, metric, baseline, test, confidence) -> dict:
     samples, values = paired.samples(metric), paired.values(metric)
     deltas, scatter = values - values[at], samples - samples[at]
     for i in np.flatnonzero((known != known[at]).any(1)): deltas[i], scatter[i] = _masked(paired, metric, systems[i], baseline, both[i])
-    gaps = np.where(both, each - each[at], 0)
     # Repeats of an example may disagree with each other; then it is no longer a plain yes or no.
     plain = np.array([metric in YES_NO and _is_plain(row[known[i]]) and _is_plain(each[at][known[at]]) for i, row in enumerate(each)])
-    mended, broken = (gaps > 1e-12).sum(1), (gaps < -1e-12).sum(1)
+    mended, broken, n = paired.changes(metric, baseline)
     p_values = flips_p_value(mended, broken)
     if not plain.all():
-        graded = widen_p_value(difference_p_value(scatter, deltas), both.sum(1)) if test == "bootstrap" else _swapped(paired, metric, systems, baseline, deltas, both)
+        graded = widen_p_value(difference_p_value(scatter, deltas), n) if test == "bootstrap" else _swapped(paired, metric, systems, baseline, deltas, both)
         # Few examples that differ cannot show much, however alike their differences are.
         p_values = np.where(plain, p_values, np.maximum(graded, [least_p(n) for n in mended + broken]))
-    low, high = _ends(scatter, confidence, both.sum(1))
-    n, error = both.sum(1), scatter.std(1)
+    low, high = _ends(scatter, confidence, n)
+    error = scatter.std(1)
     unknown = (n < 2) | (np.arange(len(systems)) == at)
     return {"delta": np.where(np.arange(len(systems)) == at, np.nan, deltas), **{name: np.where(unknown, np.nan, column) for name, column in
             (("delta_low", low), ("delta_high", high), ("p_value", p_values), ("error", error))}, "n": n, "test": np.where(plain, "McNemar", test).astype(object), "mended": mended, "broken": broken}
@@ -128,7 +127,7 @@ def _parts(paired, metrics, baseline, confidence, test):
     names = [name for name in (*metrics, *(cost for cost in COSTS if cost not in metrics)) if paired.having(name)]
     paired.draw(names)
     for place, metric in enumerate(names):
-        systems, known = paired.having(metric), (~np.isnan(paired.each(metric))).sum(1)
+        systems, known = paired.having(metric), np.count_nonzero(~np.isnan(paired.each(metric)), axis=1)
         low, high = (np.where(known > 1, ends, np.nan) for ends in _ends(paired.samples(metric), confidence, known))
         told = _differences(paired, metric, baseline, test, confidence) if baseline in systems else _nothing(len(systems), known)
         lost = 0 if metric in COSTS else len(paired.rows) - known
@@ -176,4 +175,4 @@ def list_examples(
 def _change(gain, metric) -> np.ndarray:
     "What happened to each example, in a word."
     gained, lost = ("mended", "broken") if metric in YES_NO else ("gain", "loss")
-    return np.select([np.isnan(gain), np.abs(gain) < 1e-9, gain > 0], ["unscored", "same", gained], lost)
+    return np.select([np.isnan(gain), np.abs(gain) <= SAME, gain > 0], ["unscored", "same", gained], lost)

@@ -36,12 +36,11 @@ from .settings import load_settings
 def hold_out(
     examples:pd.DataFrame, # With prompt, and the columns group or row if there are any
     n:int,                 # Examples to keep back, at most a tenth
-    seed:int=0,
 ) -> np.ndarray:           # Whether each example is kept back
     "Choose examples to evaluate on, so that no prompt or row is on both sides; none where there is only one."
     column = next((name for name in ("group", "row", "prompt") if name in examples), "prompt")
     keys = examples[column].astype("str")
-    order = sorted(keys.unique(), key=lambda key: hashlib.blake2b(f"{seed}\x1f{key}".encode(), digest_size=8).digest())
+    order = sorted(keys.unique(), key=lambda key: hashlib.blake2b(f"0\x1f{key}".encode(), digest_size=8).digest())
     sizes, chosen, taken, most = keys.value_counts(), set(), 0, max(1, len(examples)//10)
     for key in order[:-1] if n else []:
         if taken and taken + sizes[key] > min(n, most): break
@@ -214,15 +213,15 @@ def read_splits(params) -> tuple:
     if params["eval_dataset"] is not None:
         held = read_examples(params["eval_dataset"], params["tasks"]).frame if params["eval_samples"] else None
         fit = examples.frame
-        if held is not None: held = held[_first_by_hash(held["id"], params["eval_samples"], params["seed"])]
+        if held is not None: held = held[_first_by_hash(held["id"], params["eval_samples"])]
     else:
-        kept = hold_out(examples.frame, params["eval_samples"], params["seed"])
+        kept = hold_out(examples.frame, params["eval_samples"])
         fit, held = examples.frame[~kept], examples.frame[kept]
     make = lambda frame, part: make_dataset(frame.reset_index(drop=True), f"{examples.name}.{part}")
     return examples, make(fit, "fit"), make(held, "held_out") if held is not None and len(held) else None
 
-def _first_by_hash(ids, n, seed):
-    order = sorted(range(len(ids)), key=lambda i: hashlib.blake2b(f"{seed}\x1f{ids.iloc[i]}".encode(), digest_size=8).digest())
+def _first_by_hash(ids, n):
+    order = sorted(range(len(ids)), key=lambda i: hashlib.blake2b(f"0\x1f{ids.iloc[i]}".encode(), digest_size=8).digest())
     return np.isin(np.arange(len(ids)), order[:n])
 
 def check_output_dir(output_dir) -> str|None:

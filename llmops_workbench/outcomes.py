@@ -9,11 +9,11 @@ counts them, and `changed_params` shows the parameters in which systems differ. 
 __all__ = ['regressions', 'win_tie_loss', 'changed_params']
 
 # %% ../nbs/09_outcomes.ipynb #21fd26c7
-import numpy as np
 import pandas as pd
 from .contrasts import list_examples
 from .errors import ParameterValueError, explain, suggest
 from .measures import METRICS
+from .systems import STAGE, is_difference
 
 # %% ../nbs/09_outcomes.ipynb #0cda2dbb
 def regressions(
@@ -46,11 +46,10 @@ def win_tie_loss(
     for paired, metrics in zip(comparison.pairings, comparison.metrics):
         name = metric or metrics[0]
         if name not in metrics: continue
-        having, each = paired.having(name), paired.each(name)
-        gain = (each - each[having.index(against)])*(1 if METRICS[name].higher_is_better else -1)
-        wins, losses, unscored = (gain > 1e-9).sum(1), (gain < -1e-9).sum(1), np.isnan(gain).sum(1)
-        rows += [{"system": system, "task": paired.task, "metric": name, "wins": int(wins[i]), "ties": int(len(paired.rows) - wins[i] - losses[i] - unscored[i]), "losses": int(losses[i]),
-                  "n_unscored": int(unscored[i])} for i, system in enumerate(having) if system != against]
+        more, less, known = (part.tolist() for part in paired.changes(name, against))
+        wins, losses = (more, less) if METRICS[name].higher_is_better else (less, more)
+        rows += [{"system": system, "task": paired.task, "metric": name, "wins": wins[i], "ties": known[i] - wins[i] - losses[i], "losses": losses[i], "n_unscored": len(paired.rows) - known[i]}
+                 for i, system in enumerate(paired.having(name)) if system != against]
     return pd.DataFrame(rows, columns=["system", "task", "metric", "wins", "ties", "losses", "n_unscored"])
 
 # %% ../nbs/09_outcomes.ipynb #4275f1a3
@@ -58,6 +57,7 @@ def changed_params(
     comparison,         # A `Comparison`
 ) -> pd.DataFrame:      # A row a parameter (index) that is not the same everywhere, a column a system
     "Only what differs between the systems; empty where nothing is known of them."
-    table = pd.DataFrame({name: pd.Series(system.params, dtype=object) for name, system in comparison.systems.items()})
-    filled = table.where(table.notna(), "–")
-    return filled[filled.nunique(axis=1) > 1].rename_axis("parameter")
+    params = {name: system.params for name, system in comparison.systems.items()}
+    stages, every = {name: own.get(STAGE) for name, own in params.items()}, dict.fromkeys(part for own in params.values() for part in own)
+    told = [part for part in every if is_difference({name: own[part] for name, own in params.items() if part in own}, stages, params)]
+    return pd.DataFrame({name: [own.get(part, "–") for part in told] for name, own in params.items()}, index=pd.Index(told, name="parameter", dtype=object))

@@ -411,9 +411,10 @@ def to_command(
 def to_code(
     function,       # A stage function
     params:Mapping, # Name -> value
+    declared=None,  # What `parameters_of` returned, for somebody who has it
 ) -> str:           # Python to paste
     "The call that gives the same result, with the import it needs."
-    chosen = {name: _freeze(value, name) for name, value in changed(params, function).items()}
+    chosen = {name: _freeze(value, name) for name, value in changed(params, declared or function).items()}
     lines = [f"    {check_name(name)}={value!r}," for name, value in chosen.items()]
     call = f"result = {function.__name__}(" + ("\n" + "\n".join(lines) + "\n" if lines else "") + ")"
     start = "" if function.__module__ == "__main__" else f"from {function.__module__} import {function.__name__}\n\n"

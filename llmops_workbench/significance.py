@@ -14,6 +14,7 @@ __all__ = ['mcnemar', 'flips_p_value', 'check_pairs', 'resampled_sums', 'resampl
            'verdict']
 
 # %% ../nbs/09_significance.ipynb #4c3e2093
+from functools import lru_cache
 import numpy as np
 from .errors import ParameterValueError, explain
 
@@ -222,6 +223,9 @@ def needed_answers(
         more[at] = max(0, np.ceil(_enough_flips(share, flips[at]/n[at], guess, alpha[at], power)*n[at]/flips[at]) - n[at])
     return more if more.ndim else float(more)
 
+@lru_cache(maxsize=1)
+def _normal_nodes(): return np.polynomial.hermite_e.hermegauss(15)
+
 def _enough_flips(share, rate, guess, alpha, power) -> float:
     "The fewest expected flips at which the exact test has its power, looked for around a guess; how many there will be is chance as well."
     from scipy.special import bdtrc, ndtri
@@ -230,7 +234,7 @@ def _enough_flips(share, rate, guess, alpha, power) -> float:
     # The least count that the test calls too many lies within a few of the normal one.
     near = np.clip(np.floor(flips/2 - ndtri(alpha/2)*np.sqrt(flips)/2)[:, None] + np.arange(-3, 2), 0, flips[:, None])
     least = near[np.arange(len(flips)), (bdtrc(near, flips[:, None], 0.5) <= alpha/2).argmax(1)]
-    nodes, weights = np.polynomial.hermite_e.hermegauss(15)
+    nodes, weights = _normal_nodes()
     expected = np.linspace(max(1, 0.7*guess - 5), 1.6*guess + 35, 200)
     found = np.interp(expected[:, None] + nodes*np.sqrt(expected*(1 - rate))[:, None], flips, bdtrc(least, flips, share)) @ weights/weights.sum()
     return float(expected[(found >= power).argmax()]) if (found >= power).any() else float(expected[-1])

@@ -17,7 +17,7 @@ import pandas as pd
 from .datasets import read_dataset
 from .errors import ParameterValueError, SourceNotFoundError, explain
 from .records import RunRecord, flat_numbers, to_json
-from .systems import System, as_system, name_systems
+from .systems import STAGE, System, as_system, name_systems
 
 # %% ../nbs/09_sources.ipynb #af9eb434
 _MANY = ("models", "prompts", "samplings")  # Parameters of a grid that name several systems at once
@@ -41,7 +41,7 @@ def _of_grid(record, source, key, rows):
     kept = {name: value for name, value in record.params.items() if name not in _MANY}
     wording = (record.params.get("prompts") or {}).get(key.get("prompt_name")) if isinstance(record.params.get("prompts"), Mapping) else None
     sampling = (record.params.get("samplings") or {}).get(key.get("sampling")) or {}
-    params = _texts({**kept, **sampling, **{name: key[name] for name in ("model", "prompt_name") if name in key}, **({"prompt": wording} if wording is not None else {})})
+    params = _texts({STAGE: record.stage, **kept, **sampling, **{name: key[name] for name in ("model", "prompt_name") if name in key}, **({"prompt": wording} if wording is not None else {})})
     parts = (key.get("model", ""), " · ".join(str(key[k]) for k in ("prompt_name", "sampling") if k in key), f"run {record.run_id[:6]}")
     return parts, System(as_system(rows.drop(columns=[*key]), f"'{source}'"), params)
 
@@ -52,7 +52,7 @@ def _fine_tuned(record, source):
                                           f"Ask its model with the workflow `prompt` (models: ['run:{record.run_id[:8]}']) and compare that run"))
     model = Path(str(record.outputs.get("model") or record.name)).name
     measured = {name: float(value) for name, value in flat_numbers(record.summary)}
-    return (model, "", f"run {record.run_id[:6]}"), System(as_system(samples, f"'{source}'"), _texts(record.params), measured, lambda: read_curves(record))
+    return (model, "", f"run {record.run_id[:6]}"), System(as_system(samples, f"'{source}'"), _texts({STAGE: record.stage, **record.params}), measured, lambda: read_curves(record))
 
 def _texts(params) -> dict: return {name: value if isinstance(value, str) else to_json(value) for name, value in params.items() if value is not None}
 

@@ -18,8 +18,9 @@ from llmops_workbench.datasets import read_dataset
 from llmops_workbench.errors import ParameterValueError
 from llmops_workbench.exports import best_rows, latex_text, markdown_text, paper_table, save_page, to_csv, to_latex, to_markdown, to_page
 from llmops_workbench.report import safe_face
+from llmops_workbench.store import open_store
 from llmops_workbench.widgets.compare import ComparePanel
-from llmops_workbench.widgets.curves import curve_points, curves_figure, front_of, scatter_figure, smooth
+from llmops_workbench.widgets.curves import Curves, Scatter, curve_points, curves_figure, front_of, scatter_figure, smooth
 from llmops_workbench.widgets.leaderboard import leaderboard, leaderboard_html, rank_ranges
 from llmops_workbench.widgets.panel import Live
 from llmops_workbench.widgets.parallel import make_axes, parallel_figure, systems_within
@@ -268,6 +269,31 @@ def test_hostile_names_are_text_everywhere(result):
     assert "<img" not in scatter_figure(frame, (HOSTILE, "latency_s"), (HOSTILE, "rougeL")).update_traces(customdata=None).to_json().replace("\\u003c", "<")
 
 
+def test_what_only_another_stage_has_is_no_difference(result):
+    tuned = {"stage": "finetune", "lora_r": "8", "seed": "0"}
+    made = {"base": {"stage": "run_grid", "temperature": "0", "seed": "0"}, "tuned": {**tuned, "learning_rate": "0.001", "max_steps": "9"}, "other": {**tuned, "learning_rate": "0.003"}}
+    params = pd.DataFrame([(system, name, value) for system, own in made.items() for name, value in own.items()], columns=["system", "name", "value"])
+    table = RunTable(result.frame, params, "base")
+    told = {row.name: row.texts for row in table.shown if row.kind == "parameter"}
+    assert set(told) == {"stage", "learning_rate", "max_steps"} == {axis.name for axis in make_axes(result.frame, params) if not axis.metric}
+    assert told["learning_rate"]["base"] == "–" and "other" not in told["max_steps"] and table.markup.html.count("not set") == 1
+    # The same of systems of which nobody knows the stage: whatever is missing tells them apart.
+    assert {row.name for row in RunTable(result.frame, params[params["name"] != "stage"], "base").shown} >= {"lora_r", "temperature", "max_steps"}
+
+
+def test_a_figure_that_one_system_has_puts_nobody_in_order(result):
+    frame = result.frame[(result.frame["metric"] != "latency_s") | (result.frame["system"] == "base")]
+    assert "latency_s" in leaderboard_html(leaderboard(result.frame)) and "latency_s" not in leaderboard_html(leaderboard(frame))
+    assert [axis.name for axis in make_axes(frame, pd.DataFrame(columns=["system", "name", "value"]))] == ["rougeL ↑", "exact_match ↑"]
+    assert Scatter(result.frame).x.value == ("", "latency_s") and Scatter(frame).x.value == ("", "exact_match")
+    assert RunTable(frame, pd.DataFrame(columns=["system", "name", "value"]), "base").markup.html.count("latency_s") == 1
+
+
+def test_curves_begin_with_the_loss():
+    curves = pd.DataFrame([("a", metric, step, 1.0) for metric in ("eval_exact", "learning_rate", "loss") for step in range(3)], columns=["system", "metric", "step", "value"])
+    assert Curves(curves).metric.value == "loss" and Curves(curves[curves["metric"] != "loss"]).metric.value == "eval_exact"
+
+
 # Wins and losses
 
 def test_what_is_clicked_is_what_is_picked(result):
@@ -402,6 +428,17 @@ def test_tabs_are_drawn_when_opened_and_lead_to_each_other(panel):
     assert parallel.chosen == ["tuned"]
     view.parts["only"].click()
     assert panel.result.summary["systems"] == ["base", "tuned"] and view.tabs.selected_index == 2
+
+
+def test_runs_of_both_kinds_are_offered_the_latest_first(result, workspace):
+    store, panel = open_store(), ComparePanel()
+    panel.controls()
+    panel.offer_runs()
+    assert [value for _, value in panel.runs.options] == [""]
+    logged = [result.log(store, stage=stage) for stage in ("run_grid", "finetune", "profile", "run_grid")]
+    panel.offer_runs()
+    assert [value for _, value in panel.runs.options] == [logged[3], logged[1], logged[0]]
+    assert ["fine-tuning" in label for label, _ in panel.runs.options] == [False, True, False]
 
 
 def test_the_static_face_has_every_part_and_nothing_that_acts(panel):

@@ -494,7 +494,7 @@ def test_fine_tuning_runs_are_compared_by_their_answers(workspace):
     runs = {f"{rate} {seed}": store.log_result(Tuned(right, loss, seconds), "finetune", {"learning_rate": rate, "seed": seed, "method": "lora", "dataset": "helpdesk"})
             for rate, seed, right, loss, seconds in ((1e-3, 0, 20, 0.4, 60), (1e-3, 1, 18, 0.5, 61), (1e-4, 0, 6, 0.9, 20), (1e-4, 1, 8, 0.8, 21))}
     found = compare({name: f"run:{run}" for name, run in runs.items()}, metrics=["exact_match"], group_seeds=True)
-    assert changed_params(found).index.tolist() == ["learning_rate", "seed"] and len(found.params) == 16
+    assert changed_params(found).index.tolist() == ["learning_rate", "seed"] and len(found.params) == 20
     assert set(found.curves.columns) == {"system", "metric", "step", "value"} and len(found.curves) == 12 and {"curves", "groups"} <= set(found.figures())
     assert found.groups["group"].tolist() == ["learning_rate 0.001", "learning_rate 0.0001"] and found.groups["n_runs"].tolist() == [2, 2]
     assert found.groups["verdict"].iloc[1] == "worse" and any("over 2 seeds" in line for line in found.words())

@@ -62,7 +62,7 @@ class CompareView:
     "Choices above, tabs below."
     def __init__(self, panel, result):
         self.panel = panel
-        self.baseline = ipywidgets.Dropdown(description="baseline", tooltip="The system that the others are held against", layout={"width": "26em"})
+        self.baseline = ipywidgets.Dropdown(description="baseline", tooltip="The system that the others are held against", layout={"width": "32em"})
         self.metrics = ipywidgets.SelectMultiple(description="metrics", rows=4, layout={"width": "22em"}, tooltip="Hold Ctrl or Cmd for several; none means those that suit")
         self.slice = ipywidgets.Dropdown(description="examples", tooltip="Compare on all examples, or on those of one slice", layout={"width": "26em"})
         for control, wish in ((self.baseline, lambda value: {"baseline": value}), (self.metrics, lambda value: {"metrics": list(value) or None}), (self.slice, lambda value: {"rule": value or None})):
@@ -112,9 +112,9 @@ class CompareView:
     def open(self, title): self.tabs.selected_index = list(self._draws).index(title)
 
     def _overview(self):
-        result, base = self.result, self.result.summary["baseline"]
+        result, base, params = self.result, self.result.summary["baseline"], self.panel.whole.params
         excluded = [name for name in self.panel.whole.summary["systems"] if name not in result.summary["systems"]]
-        table = self.part("table", lambda: RunTable(result.frame, self.result.params, base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, self.result.params, base, excluded)
+        table = self.part("table", lambda: RunTable(result.frame, params, base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, params, base, excluded)
         if "folded" not in self.parts:
             self.parts["folded"] = ipywidgets.Accordion([ipywidgets.VBox(), ipywidgets.VBox()], titles=("In words", "As charts"), selected_index=None)
             self.parts["folded"].observe(lambda change: self._unfold(), names=["selected_index"])
@@ -195,6 +195,7 @@ class _Export:
 
 # %% ../../nbs/widgets/46_compare.ipynb #d590140c
 _MOST_RULES = 30
+_MOST_RUNS, _KINDS = 30, {"run_grid": "prompt run", "finetune": "fine-tuning run"}  # Runs to choose from, and their stages
 
 class ComparePanel(Panel):
     "Hold systems against a baseline and read the difference."
@@ -237,22 +238,24 @@ class ComparePanel(Panel):
         return [*result.words(), leaderboard_html(leaderboard(result.frame, result.outcomes)), *values, *([static_run_table(result.frame, params, base)] if len(params) or not few else []), *slices, *tables.items(), *(result.figure(name) for name in result.figures()), *([parallel_figure(axes, base)] if axes else [])]
 
     def controls(self):
-        "Prompt runs are chosen from the store, which is opened only when somebody asks for it."
-        more = ipywidgets.Button(description="Prompt runs…", tooltip="Choose systems among the prompt runs of the store", icon="database")
+        "Runs are chosen from the store, which is opened only when somebody asks for it."
+        more = ipywidgets.Button(description="Stored runs…", tooltip="Choose systems among the prompt runs and fine-tuning runs of the store", icon="database")
         self.runs = ipywidgets.SelectMultiple(rows=6, layout={"width": "44em", "display": "none"}, tooltip="Hold Ctrl or Cmd for several")
         more.on_click(lambda button: self.offer_runs())
-        self.runs.observe(lambda change: self.choose(systems=[f"run:{run_id}" for run_id in self.runs.value]) if self.runs.value else None, names=["value"])
+        self.runs.observe(lambda change: self.choose(systems=[f"run:{run_id}" for run_id in self.runs.value]) if any(self.runs.value) else None, names=["value"])
         return [more, self.runs]
 
     def offer_runs(self, store=None):
-        "Fill the list of prompt runs."
+        "Fill the list of runs that kept answers, the latest first."
         from llmops_workbench.store import open_store
-        try: found = (store or open_store()).list_runs(stage="run_grid", limit=30)
+        try:
+            store = store or open_store()
+            found = pd.concat([store.list_runs(stage=stage, limit=_MOST_RUNS).assign(kind=kind) for stage, kind in _KINDS.items()]).sort_values("start_time", ascending=False).head(_MOST_RUNS)
         except WorkbenchError as error:
             if self.live: self.live.complain(str(error))
             return
-        labels = [(f"{row.run_id[:8]}  {row.name}  {row.start_time:%Y-%m-%d %H:%M}", row.run_id) for row in found.rename(columns={"name": "title"}).assign(name=found["name"]).itertuples(index=False)]
-        self.runs.options = labels or [("no prompt runs yet: run the workflow `prompt` first", "")]
+        labels = [(f"{run_id[:8]}  {kind}  {visible(name)}  {time:%Y-%m-%d %H:%M}", run_id) for run_id, kind, name, time in zip(*(found[column].tolist() for column in ("run_id", "kind", "name", "start_time")))]
+        self.runs.options = labels or [("no runs with answers yet: run the workflow `prompt` or `finetune` first", "")]
         self.runs.layout.display = ""
 
     def choose(self, **changes):

@@ -176,7 +176,7 @@ class Curves:
         self._quiet = True
         # A name from data is shown as text and comes back as itself.
         self.metric.options, self.x.options = [(visible(name), name) for name in names], [("step", "step"), *((visible(name), name) for name in names)]
-        if names: self.metric.value = before[0] if before[0] in names else names[0]
+        if names: self.metric.value = before[0] if before[0] in names else next((name for name in ("loss", "eval_loss") if name in names), names[0])
         self.x.value = before[1] if before[1] in names else "step"
         self.group.layout.display = "" if len(set(self.members.values())) < len(self.members) else "none"
         self._quiet = False
@@ -213,14 +213,17 @@ class Scatter:
         before, options = (self.x.value, self.y.value), [(visible(title), at) for title, at in columns.items()]
         costs = [at for at in columns.values() if not self._is_quality(at)]
         first = [*(at for at in columns.values() if self._is_quality(at)), *costs]
+        # At first, what several systems have.
+        shared = [at for at in first if self._n_known(at) > 1] or first
         self._quiet = True
         self.x.options = self.y.options = options
         if options:
-            self.y.value = before[1] if before[1] in columns.values() else first[0]
-            self.x.value = before[0] if before[0] in columns.values() else next(iter(costs), first[min(1, len(first) - 1)])
+            self.y.value = before[1] if before[1] in columns.values() else shared[0]
+            self.x.value = before[0] if before[0] in columns.values() else next((at for at in costs if at in shared), shared[min(1, len(shared) - 1)])
         self._quiet = False
         self.draw()
 
+    def _n_known(self, at): return int(self.frame.loc[(self.frame["task"] == at[0]) & (self.frame["metric"] == at[1]), "value"].notna().sum())
     def _is_quality(self, at): return "kind" not in self.frame or (self.frame.loc[(self.frame["task"] == at[0]) & (self.frame["metric"] == at[1]), "kind"] == "quality").any()
 
     def draw(self):

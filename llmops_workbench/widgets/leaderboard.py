@@ -9,11 +9,13 @@ as a small bar of plain HTML, so that every reader sees it, without a script."""
 __all__ = ['rank_ranges', 'leaderboard', 'interval_html', 'leaderboard_html']
 
 # %% ../../nbs/widgets/41_leaderboard.ipynb #c4b662d0
+from math import isfinite
+
 import numpy as np
 import pandas as pd
 
 from ..display import Html, escape
-from ..exports import best_rows, say_value, sign_of
+from ..exports import as_rows, best_rows, by_metric, say_value, sign_of
 from ..measures import METRICS, lower_is_better
 
 # %% ../../nbs/widgets/41_leaderboard.ipynb #c2c6aa96
@@ -29,23 +31,25 @@ def rank_ranges(
     below = (high[None, :] < low[:, None]).sum(1)
     return above + 1, len(low) - below
 
-_OUTCOME = ["task", "system", "metric", "wins", "ties", "losses"]
+_KEY, _COUNTS = ("task", "system", "metric"), ("wins", "ties", "losses")
+_BOARD = ("task", "metric", "kind", "system", "value", "low", "high", "rank_low", "rank_high", "best", "delta", "verdict", *_COUNTS, "n", "n_unscored", "n_needed", "on_front")
 
 def leaderboard(
     frame:pd.DataFrame,               # `Comparison.frame`
     outcomes:pd.DataFrame|None=None,  # task, system, metric, wins, ties, losses, as of `win_tie_loss`
 ) -> pd.DataFrame:                    # task, metric, system, value, low, high, rank_low, rank_high, best, delta, verdict, wins, ties, losses, n, n_unscored, n_needed, on_front; the best first within a metric
     "Systems in order within each task and metric."
-    counts = pd.DataFrame(columns=_OUTCOME) if outcomes is None else outcomes[_OUTCOME]
-    parts = []
-    for (task, metric), part in frame.groupby(["task", "metric"], sort=False):
-        first, last = rank_ranges(part["low"], part["high"], not lower_is_better(metric))
-        part = part.assign(rank_low=first, rank_high=last, best=best_rows(part))
-        parts.append(part.sort_values("value", ascending=lower_is_better(metric), kind="stable", na_position="last"))
-    rows = pd.concat(parts, ignore_index=True) if parts else frame.assign(rank_low=0, rank_high=0, best=False)
-    rows = rows.merge(counts, how="left", on=["task", "system", "metric"])
-    columns = ["task", "metric", "kind", "system", "value", "low", "high", "rank_low", "rank_high", "best", "delta", "verdict", "wins", "ties", "losses", "n", "n_unscored", "n_needed", "on_front"]
-    return rows.reindex(columns=columns).assign(n_needed=lambda board: pd.to_numeric(board["n_needed"], errors="coerce").astype("float64"))
+    value, low, high = (frame[name].to_numpy(float) for name in ("value", "low", "high"))
+    first, last, order = np.zeros(len(frame), int), np.zeros(len(frame), int), [np.zeros(0, int)]
+    for (_, metric), at in by_metric(frame).items():
+        first[at], last[at] = rank_ranges(low[at], high[at], not lower_is_better(metric))
+        order.append(at[np.argsort(value[at] if lower_is_better(metric) else -value[at], kind="stable")])
+    order = np.concatenate(order)
+    counts = {} if outcomes is None else {key: told for key, told in zip(zip(*(outcomes[name].tolist() for name in _KEY)), zip(*(outcomes[name].tolist() for name in _COUNTS)))}
+    told = np.array([counts.get(key, (np.nan,)*3) for key in zip(*(frame[name].tolist() for name in _KEY))], float).reshape(-1, 3)[order]
+    made = {"rank_low": first[order], "rank_high": last[order], "best": best_rows(frame)[order], **dict(zip(_COUNTS, told.T))}
+    if "n_needed" in frame: made["n_needed"] = pd.to_numeric(frame["n_needed"], errors="coerce").to_numpy("float64", na_value=np.nan)[order]
+    return pd.DataFrame({name: made[name] if name in made else frame[name].array.take(order) if name in frame else np.full(len(order), np.nan) for name in _BOARD})
 
 # %% ../../nbs/widgets/41_leaderboard.ipynb #d78fba58
 _SMALL = "font-size:0.85em;color:var(--jp-ui-font-color2,#616161)"
@@ -66,11 +70,11 @@ def interval_html(
     span = (end - start) or 1.0
     at = lambda x: f"{100*min(max((x - start)/span, 0), 1):.1f}%"
     parts = ['<div style="position:relative;width:10em;height:1.1em;background:rgba(128,128,128,0.12)">']
-    if mark is not None and np.isfinite(mark): parts.append(f'<div style="position:absolute;top:0;bottom:0;left:{at(mark)};border-left:1px dashed var(--jp-ui-font-color2,#616161)"></div>')
-    if np.isfinite(low) and np.isfinite(high):
+    if mark is not None and isfinite(mark): parts.append(f'<div style="position:absolute;top:0;bottom:0;left:{at(mark)};border-left:1px dashed var(--jp-ui-font-color2,#616161)"></div>')
+    if isfinite(low) and isfinite(high):
         width = 100*min(max((high - low)/span, 0.01), 1)
         parts.append(f'<div style="position:absolute;top:0.4em;height:0.3em;left:{at(low)};width:{width:.1f}%;background:{colour};opacity:0.65"></div>')
-    if np.isfinite(value): parts.append(f'<div style="position:absolute;top:0.1em;bottom:0.1em;left:{at(value)};width:3px;margin-left:-1px;background:{colour}"></div>')
+    if isfinite(value): parts.append(f'<div style="position:absolute;top:0.1em;bottom:0.1em;left:{at(value)};width:3px;margin-left:-1px;background:{colour}"></div>')
     return "".join([*parts, "</div>"])
 
 def leaderboard_html(
@@ -78,22 +82,25 @@ def leaderboard_html(
     most_rows:int=24,    # Rows shown at once; tables beyond them are folded, the first never
 ) -> Html:
     "The order of the systems within each metric, with what is uncertain about it."
-    tables = [_table(task, metric, part) for (task, metric), part in board.groupby(["task", "metric"], sort=False)]
-    n = max(1, most_rows//max(1, board["system"].nunique()))
+    rows, places = as_rows(board), by_metric(board)
+    # A figure that only one of several systems has, such as the latency of a prompt run beside fine-tuning runs, puts nobody in order.
+    alone = {key for key, at in places.items() if len(at) == 1 and len({row.system for row in rows}) > 1}
+    places = {key: at for key, at in places.items() if key not in alone} or places
+    tables = [_table(task, metric, [rows[i] for i in at]) for (task, metric), at in places.items()]
+    n = max(1, most_rows//max(1, len({row.system for row in rows})))
     side = lambda parts: f'<div style="display:flex;flex-wrap:wrap;gap:8px 32px;align-items:flex-start">{"".join(parts)}</div>'
-    names = ", ".join(dict.fromkeys(metric for _, metric in list(dict.fromkeys(zip(board["task"], board["metric"])))[n:]))
+    names = ", ".join(dict.fromkeys(metric for _, metric in list(places)[n:]))
     rest = f'<details><summary style="cursor:pointer;padding:6px 0">Further: {escape(names)}</summary>{side(tables[n:])}</details>' if len(tables) > n else ""
     return Html(side(tables[:n]) + rest)
 
 def _table(task, metric, part) -> str:
-    ends = part[["value", "low", "high"]].to_numpy(float)
-    ends = ends[np.isfinite(ends)]
-    start, end = (float(ends.min()), float(ends.max())) if len(ends) else (0.0, 1.0)
-    baseline = next(iter(part.loc[part["verdict"].eq("baseline"), "value"]), None)
-    counted = part["wins"].notna().any()
+    ends = [number for row in part for number in (row.value, row.low, row.high) if isfinite(number)]
+    start, end = (min(ends), max(ends)) if ends else (0.0, 1.0)
+    baseline = next((row.value for row in part if row.verdict == "baseline"), None)
+    counted = any(row.wins == row.wins for row in part)
     words = METRICS[metric].words if metric in METRICS else ""
     heads = ["rank", "system", "value", f"{say_value(metric, start)} to {say_value(metric, end)}", "against the baseline", *(["won / tied / lost"] if counted else [])]
-    rows = "".join(f"<tr>{_row(metric, row, start, end, baseline, counted)}</tr>" for row in part.itertuples())
+    rows = "".join(f"<tr>{_row(metric, row, start, end, baseline, counted)}</tr>" for row in part)
     title = f'{escape(metric)}{f" ({escape(task)})" if task else ""} {"↓ lower is better" if lower_is_better(metric) else "↑"}'
     return (f'<div style="overflow-x:auto;max-width:100%"><div style="font-weight:600;padding:4px 0">{title} <span style="{_SMALL};font-weight:400">{escape(words)}</span></div><table style="margin-left:0;border-collapse:collapse"><thead><tr>'
             f'{"".join(f"""<th scope="col" style="{_TD}">{escape(head)}</th>""" for head in heads)}</tr></thead><tbody>{rows}</tbody></table></div>')
@@ -102,9 +109,9 @@ def _row(metric, row, start, end, baseline, counted) -> str:
     rank = f"{row.rank_low}" if row.rank_low == row.rank_high else f"{row.rank_low}–{row.rank_high}"
     sign = sign_of(row.verdict)
     value = f"<b>{say_value(metric, row.value)} ★</b>" if row.best else say_value(metric, row.value)
-    ends = f' <span style="{_SMALL};white-space:nowrap">{say_value(metric, row.low)} to {say_value(metric, row.high)}</span>' if np.isfinite(row.low) else ""
-    needed = f'<div style="{_SMALL}">about {int(row.n_needed):,} more examples would tell</div>' if sign == "≈" and np.isfinite(row.n_needed) else ""
-    verdict = escape(row.verdict.partition(";")[0])
+    ends = f' <span style="{_SMALL};white-space:nowrap">{say_value(metric, row.low)} to {say_value(metric, row.high)}</span>' if isfinite(row.low) else ""
+    verdict, _, more = map(escape, row.verdict.partition("; "))
+    needed = f'<div style="{_SMALL}">{more}</div>' if more else ""
     said = "• baseline" if sign == "•" else f"{sign} {verdict}, {say_value(metric, row.delta, signed=True)}{needed}" if row.delta == row.delta else "–"
     front = f' <span style="{_SMALL}" title="on the Pareto front">◆ front</span>' if row.on_front is True or row.on_front is np.True_ else ""
     unscored = f'<div style="{_SMALL}">{int(row.n_unscored):,} not scored</div>' if row.n_unscored == row.n_unscored and row.n_unscored else ""

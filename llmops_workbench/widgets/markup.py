@@ -38,7 +38,8 @@ def act_box(
     hint:str="",    # What it is, where the text is not enough
 ) -> str:           # HTML
     "A box to tick."
-    label = f' aria-label="{attribute(hint)}" title="{attribute(hint)}"' if hint else ""
+    # What is read out has to contain what is seen; a hint that does not is only a hint.
+    label = f' title="{attribute(hint)}"' + (f' aria-label="{attribute(hint)}"' if text.lower() in hint.lower() else "") if hint else ""
     return f'<label><input type="checkbox" data-act="{act}" data-value="{attribute(value)}"{" checked" if on else ""}{label}> {escape(text)}</label>'
 
 def act_field(
@@ -81,6 +82,7 @@ class Markup(anywidget.AnyWidget):
     _css = """
     .llmops-markup { padding: 0; color: var(--jp-ui-font-color1, inherit); font-size: var(--jp-ui-font-size1, 13px); line-height: 1.4; }
     .llmops-markup button, .llmops-markup input[type="search"] { font: inherit; color: inherit; background: var(--jp-layout-color1, Canvas); border: 1px solid var(--jp-border-color1, #999); border-radius: 3px; padding: 2px 8px; }
+    .llmops-markup input[type="search"] { min-width: 18em; }
     .llmops-markup button { cursor: pointer; }
     .llmops-markup button:disabled { opacity: 0.35; cursor: default; }
     .llmops-markup button[aria-pressed="true"] { border-color: var(--jp-brand-color1, #1976d2); box-shadow: inset 0 -2px 0 var(--jp-brand-color1, #1976d2); }

@@ -185,7 +185,7 @@ def to_command(self:Panel) -> str:
 @patch
 def to_code(self:Panel) -> str:
     "The call to paste into a notebook or a script."
-    return kit.to_code(self.function, self.params)
+    return kit.to_code(self.function, self.params, self.declared)
 
 @patch(cls_method=True)
 def from_run(

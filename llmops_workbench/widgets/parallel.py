@@ -19,9 +19,10 @@ import pandas as pd
 import traitlets
 
 from ..display import plain, theme, visible
-from ..exports import say_value
+from ..exports import by_metric, say_value
 from ..marks import PALETTE
 from ..measures import lower_is_better
+from ..systems import STAGE, is_difference
 from .runtable import flat_params
 
 # %% ../../nbs/widgets/41_parallel.ipynb #c1105f80
@@ -66,15 +67,20 @@ def make_axes(
     most:int=MOST_AXES,  # Axes; metrics have the first right to stay
 ) -> list:               # Axis; parameters from the left, then metrics
     "The columns in which systems differ."
-    systems = list(dict.fromkeys(frame["system"]))
+    systems, several = list(dict.fromkeys(frame["system"].tolist())), frame["task"].nunique() > 1
     found = {True: [], False: []}
-    for (task, metric), part in frame.groupby(["task", "metric"], sort=False):
-        values = dict(zip(part["system"], part["value"]))
-        found[True].append(make_axis(f"{metric}{f' ({task})' if task else ''} {'↓' if lower_is_better(metric) else '↑'}", {s: values.get(s) for s in systems}, metric))
+    for (task, metric), at in by_metric(frame).items():
+        values = dict(zip(frame["system"].iloc[at].tolist(), frame["value"].iloc[at].tolist()))
+        # What one system alone has tells it from nobody.
+        if sum(value == value for value in values.values()) < min(2, len(systems)): continue
+        found[True].append(make_axis(f"{metric}{f' ({task})' if task and several else ''} {'↓' if lower_is_better(metric) else '↑'}", {s: values.get(s) for s in systems}, metric))
     flat = flat_params(params)
-    for name, part in flat[flat["system"].isin(systems)].groupby("name", sort=False):
-        values = dict(zip(part["system"], part["value"]))
-        found[False].append(make_axis(name, {s: values.get(s) for s in systems}))
+    cells = {}
+    for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))): cells.setdefault(name, {})[system] = value
+    stages = cells.get(STAGE, {})
+    for name, values in cells.items():
+        own = {s: values[s] for s in systems if s in values}
+        if is_difference({s: str(value) for s, value in own.items()}, stages, systems): found[False].append(make_axis(name, {s: own.get(s) for s in systems}))
     varied = {kind: [axis for axis in axes if len(set(axis.places.values())) > 1] for kind, axes in found.items()}
     metrics = varied[True][:max(most - 1, 1)]
     return [*varied[False][:most - len(metrics)], *metrics]

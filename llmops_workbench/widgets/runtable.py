@@ -20,8 +20,9 @@ import numpy as np
 import pandas as pd
 
 from ..display import Html, escape, visible
-from ..exports import best_rows, say_value, sign_of
+from ..exports import as_rows, best_rows, by_metric, say_value, sign_of
 from ..measures import lower_is_better
+from ..systems import STAGE, is_difference
 from .markup import Markup, act_box, act_button, act_field
 
 # %% ../../nbs/widgets/41_runtable.ipynb #88f00a1b
@@ -31,8 +32,8 @@ def flat_params(
     params:pd.DataFrame, # system, name, value; a value may be a dictionary, or one written as JSON
 ) -> pd.DataFrame:       # The same, with a row for each leaf, named with dots
     "Parameters without nesting."
-    rows = [(system, *leaf) for system, name, value in zip(params["system"], params["name"], params["value"]) for leaf in _leaves(str(name), value)]
-    return pd.DataFrame(rows, columns=["system", "name", "value"]).astype({"value": object}).drop_duplicates(["system", "name"], keep="last")
+    rows = [(system, *leaf) for system, name, value in zip(*(params[column].tolist() for column in ("system", "name", "value"))) for leaf in _leaves(str(name), value)]
+    return pd.DataFrame([(*key, value) for key, value in {(system, name): value for system, name, value in rows}.items()], columns=["system", "name", "value"], dtype=object)
 
 def _leaves(name, value):
     if isinstance(value, str) and value[:1] == "{":
@@ -55,7 +56,8 @@ def seed_groups(
 ) -> dict:               # System -> name of its group: the first system of the same parameters
     "Which systems agree in everything but a seed; one without a seed stays by itself."
     flat, first, found = params if flat else flat_params(params), {}, {}
-    of = {system: {name: _said(value) for name, value in zip(part["name"], part["value"])} for system, part in flat.groupby("system", sort=False)}
+    of = {}
+    for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))): of.setdefault(system, {})[name] = _said(value)
     for system in systems:
         rest = {name: value for name, value in of.get(system, {}).items() if name.rsplit(".", 1)[-1] not in SEEDS}
         seeded = len(rest) < len(of.get(system, {}))
@@ -91,7 +93,7 @@ def run_rows(
 ) -> tuple:              # Systems or groups, the baseline first; metrics first, then parameters, as RunRow
     "Parameters and metrics side by side."
     of = members or {}
-    systems = list(dict.fromkeys(of.get(name, name) for name in sorted(dict.fromkeys([*frame["system"], *params["system"]]), key=lambda name: name != baseline)))
+    systems = list(dict.fromkeys(of.get(name, name) for name in sorted(dict.fromkeys(frame["system"].tolist() + params["system"].tolist()), key=lambda name: name != baseline)))
     base = of.get(baseline, baseline)
     metrics = _grouped_rows(frame, of, base, systems) if members else _metric_rows(frame, systems)
     return systems, metrics + _param_rows(params if flat else flat_params(params), of, base, systems)
@@ -99,17 +101,16 @@ def run_rows(
 def _title(task, metric): return f"{metric}{f' ({task})' if task else ''} {'↓' if lower_is_better(metric) else '↑'}"
 
 def _metric_rows(frame, systems) -> list:
-    rows = frame.assign(best=best_rows(frame))
-    found = []
-    for (task, metric), part in rows.groupby(["task", "metric"], sort=False):
-        texts = {row.system: say_value(metric, row.value) for row in part.itertuples()}
-        notes = {row.system: _note(metric, row) for row in part.itertuples()}
-        found.append(RunRow(_title(task, metric), "metric", len(set(texts.values())) > 1 or len(texts) < len(systems), texts, notes, frozenset(part.loc[part["best"], "system"])))
+    rows, best, found = as_rows(frame), best_rows(frame), []
+    for (task, metric), places in by_metric(frame).items():
+        texts = {rows[i].system: say_value(metric, rows[i].value) for i in places}
+        notes = {rows[i].system: _note(metric, rows[i]) for i in places}
+        found.append(RunRow(_title(task, metric), "metric", len(set(texts.values())) > 1 or len(texts) < len(systems), texts, notes, frozenset(rows[i].system for i in places if best[i])))
     return found
 
 def _note(metric, row) -> str:
     if row.delta == row.delta: return f"{sign_of(row.verdict)} {say_value(metric, row.delta, signed=True)} ({say_value(metric, row.delta_low, signed=True)} to {say_value(metric, row.delta_high, signed=True)})"
-    return f"{say_value(metric, row.low)} to {say_value(metric, row.high)}" if row.low == row.low else ""
+    return f"{say_value(metric, row.low)} to {say_value(metric, row.high)}" if row.low < row.high else ""
 
 def _grouped_rows(frame, members, baseline, systems) -> list:
     rows = group_values(frame, members).rename(columns={"mean": "value"})
@@ -123,15 +124,20 @@ def _grouped_rows(frame, members, baseline, systems) -> list:
 
 def _param_rows(flat, members, baseline, systems) -> list:
     cells = {}
-    for system, name, value in zip(flat["system"], flat["name"], flat["value"]):
+    for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))):
         told = cells.setdefault(name, {}).setdefault(members.get(system, system), [])
         if (said := _said(value)) not in told: told.append(said)
+    stages = {system: told[0] for system, told in cells.get(STAGE, {}).items()}
     found = []
     for name, values in cells.items():
         texts = {system: ", ".join(told) for system, told in values.items()}
-        differs = len(set(texts.values())) > 1 or len(texts) < len(systems)
-        found.append(RunRow(name, "parameter", differs, texts, odd=frozenset(system for system in systems if texts.get(system) != texts.get(baseline)) if differs else frozenset()))
+        having, differs = {stages.get(system) for system in texts}, is_difference(texts, stages, systems)
+        texts.update({system: _FOREIGN for system in systems if system not in texts and stages.get(system) not in having})
+        odd = frozenset(system for system in systems if texts.get(system) != texts.get(baseline)) if differs and texts.get(baseline) != _FOREIGN else frozenset()
+        found.append(RunRow(name, "parameter", differs, texts, odd=frozenset(system for system in odd if texts.get(system) != _FOREIGN)))
     return found
+
+_FOREIGN = "–"  # In the cell of a system of another stage, which has no such parameter
 
 # %% ../../nbs/widgets/41_runtable.ipynb #41c13a0b
 _HEAD = "text-align:left;vertical-align:top;min-width:7em;max-width:18em;font-weight:600"
@@ -197,6 +203,7 @@ def _count_words(found, all_, shown) -> str:
 class RunTable:
     "The table with its tools."
     page = 60  # Rows sent at first, and with each 'show more'
+    _given = _flat = _key = None  # Parameters, as they came and without nesting; what `members` was made of
 
     def __init__(
         self,
@@ -215,8 +222,13 @@ class RunTable:
 
     def show(self, frame, params, baseline, excluded=()):
         "Other values in the same table; what was searched for and chosen stays."
-        self.frame, self.params, self.baseline, self.excluded = frame, flat_params(params), baseline, list(excluded)
-        self.members = seed_groups(self.params, list(dict.fromkeys(frame["system"])), flat=True)
+        self.frame, self.baseline, self.excluded = frame, baseline, list(excluded)
+        # Another baseline or metric changes no parameter.
+        if params is not self._given: self._given, self._flat = params, flat_params(params)
+        key = (id(params), list(dict.fromkeys(frame["system"].tolist())), self.excluded)
+        if key != self._key:
+            self._key, self.params = key, self._flat[~self._flat["system"].isin(self.excluded)]
+            self.members = seed_groups(self.params, key[1], flat=True)
         self.draw()
 
     def handle(self, act, value, on=None):

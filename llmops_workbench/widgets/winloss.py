@@ -38,10 +38,11 @@ def pair_html(
     values = [f"{row['system']} on {row['id']}{' of ' + str(row['task']) if row['task'] else ''}", f"{metric}: {say_value(metric, row['baseline_value'])} → {say_value(metric, row['value'])} ({row['change']})"]
     values += [f"{name} {say_value(name, value)}" for name, value in row.items() if name not in _KNOWN and name != metric and isinstance(value, float) and value == value]
     references = list(row["references"])[:3] if isinstance(row["references"], (list, tuple)) or hasattr(row["references"], "tolist") else []
-    head = f'<small>{escape(" · ".join(values))}</small>{text_html(row["input"], title="Input") if row["input"] else ""}'
-    if against == "baseline": return head + "".join(text_html(text, title="Reference") for text in references) + diff_html(row["baseline_prediction"], row["prediction"], f"{row['system']}, as it differs from {baseline}")
+    head, asked = f'<small>{escape(" · ".join(values))}</small>', text_html(row["input"], title="Input") if row["input"] else ""
+    # What was asked comes last: it is the longest, and the same on both sides.
+    if against == "baseline": return head + diff_html(row["baseline_prediction"], row["prediction"], f"{row['system']}, as it differs from {baseline}") + "".join(text_html(text, title="Reference") for text in references) + asked
     name, text = (row["system"], row["prediction"]) if against == "reference" else (baseline, row["baseline_prediction"])
-    return head + ("".join(diff_html(reference, text, f"{name}, as it differs from the reference") for reference in references) or text_html(text, title=f"{name}: there is no reference"))
+    return head + ("".join(diff_html(reference, text, f"{name}, as it differs from the reference") for reference in references) or text_html(text, title=f"{name}: there is no reference")) + asked
 
 # %% ../../nbs/widgets/41_winloss.ipynb #6b871bf0
 def examples_dataset(
