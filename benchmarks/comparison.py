@@ -3,13 +3,18 @@
 All pairs: 1,000 bootstrap samples of BLEU for 16 systems on 5,000 segments, all 120 pairs of them, beside sacrebleu's `PairedTest` for one pair. Both give
 the same BLEU, and for that pair p-values and intervals that agree within sampling error. Another question: 20 systems on 10,000 examples; a change of
 baseline, of metric and of slice, in milliseconds of this process. What the changed comparison says equals what a new one says. The panel: the same
-clicks in the live panel with 60 parameters a system, from the click until the widgets hold what a browser shows, with the overview open.
+clicks in the live panel with 60 parameters a system, from the click until the widgets hold what a browser shows, with the overview open. Both sides
+have one thread: what a second one spins while it waits would be counted as work of this process.
 `python benchmarks/comparison.py [--systems 16] [--segments 5000] [--runs 20] [--examples 10000] [--output FILE]`
 """
 
 import argparse
+import os
 import time
 from pathlib import Path
+
+for library in ("OPENBLAS", "OMP", "MKL"):
+    os.environ.setdefault(f"{library}_NUM_THREADS", "1")
 
 import numpy as np
 import pandas as pd
