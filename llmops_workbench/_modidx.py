@@ -4059,6 +4059,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.ComparePanel.offer_runs': ( 'widgets/compare.html#comparepanel.offer_runs',
                                                                                                                 'llmops_workbench/widgets/compare.py'),
+                                                  'llmops_workbench.widgets.compare.ComparePanel.possible_metrics': ( 'widgets/compare.html#comparepanel.possible_metrics',
+                                                                                                                      'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.ComparePanel.rule': ( 'widgets/compare.html#comparepanel.rule',
                                                                                                           'llmops_workbench/widgets/compare.py'),
                                                   'llmops_workbench.widgets.compare.ComparePanel.rules': ( 'widgets/compare.html#comparepanel.rules',

@@ -406,6 +406,14 @@ def test_a_run_on_a_slice_can_go_back_to_all_examples(panel):
     assert made.result.summary["n_examples"] == 80 and made.params["rule"] is None
 
 
+def test_signatures_are_on_the_screen_and_only_possible_metrics_are_offered(panel):
+    view = panel.live.kept["view"]
+    assert {"bleu", "distinct"} <= set(view.metrics.options) and not {"perplexity", "brier", "bertscore", "latency_s"} & set(view.metrics.options)
+    view.parts["folded"].selected_index = 2
+    shown = view.parts["folded"].children[2].children[0].value
+    assert all(signature in shown for signature in panel.result.signatures.values()) and "tok:a-z0-9" in shown
+
+
 def test_a_metric_that_was_not_measured_runs_the_stage(panel):
     panel.live.kept["view"].metrics.value = ("bleu",)
     panel.wait(60)

@@ -14,7 +14,7 @@ import threading
 import ipywidgets
 import pandas as pd
 
-from ..display import paragraphs, visible
+from ..display import paragraphs, table_html, visible
 from ..errors import UserError, WorkbenchError
 from ..exports import paper_table, save_page, say_value, sign_of, to_csv, to_latex, to_markdown, to_page
 from ..measures import COSTS, METRICS
@@ -82,7 +82,7 @@ class CompareView:
         self.baseline.options = [(visible(name), name) for name in result.summary["systems"]]
         self.baseline.value = result.summary["baseline"]
         shown = list(dict.fromkeys(result.frame.loc[result.frame["kind"] == "quality", "metric"]))
-        self.metrics.options = tuple(dict.fromkeys([*shown, *(name for name in METRICS if name not in COSTS)]))
+        self.metrics.options = tuple(dict.fromkeys([*shown, *self.panel.possible_metrics()]))
         self.metrics.value = tuple(shown)
         rules = self.panel.rules
         self.slice.options = [("all", ""), *((visible(rule), rule) for rule in rules)]
@@ -116,7 +116,7 @@ class CompareView:
         excluded = [name for name in self.panel.whole.summary["systems"] if name not in result.summary["systems"]]
         table = self.part("table", lambda: RunTable(result.frame, params, base, lambda name: self.panel.change(baseline=name), self.panel.exclude), result.frame, params, base, excluded)
         if "folded" not in self.parts:
-            self.parts["folded"] = ipywidgets.Accordion([ipywidgets.VBox(), ipywidgets.VBox()], titles=("In words", "As charts"), selected_index=None)
+            self.parts["folded"] = ipywidgets.Accordion([ipywidgets.VBox() for _ in range(3)], titles=("In words", "As charts", "How it was computed"), selected_index=None)
             self.parts["folded"].observe(lambda change: self._unfold(), names=["selected_index"])
         self._unfold()
         return [html_widget(leaderboard_html(leaderboard(result.frame, result.outcomes))), self.parts["folded"], table.widget]
@@ -125,6 +125,7 @@ class CompareView:
         "What is folded costs nothing until it is opened."
         at, result = self.parts["folded"].selected_index, self.result
         if at == 0: self.parts["folded"].children[0].children = [html_widget(paragraphs(result.words()))]
+        if at == 2: self.parts["folded"].children[2].children = [html_widget(table_html(result.signed, max_chars=400))]
         if at == 1: self.parts["folded"].children[1].children = [self.panel.figure_widget(name, result.figure(name)) for name in result.figures() if not name.startswith("examples")]
 
     def _examples(self):
@@ -224,6 +225,11 @@ class ComparePanel(Panel):
         if not self.whole.question.slices: return [self.rule] if self.rule else []
         simple = [word for rules in self.whole.rules.values() for word, pair in zip(rules.words, rules.is_pair) if not pair]
         return list(dict.fromkeys([*([self.rule] if self.rule else []), *self.whole.slices["rule"], *simple[:_MOST_RULES]]))
+
+    def possible_metrics(self) -> list:
+        "What can be asked for: a model must be named in `options`, a column must be there; costs are compared anyway."
+        named, columns = self.ran_with.get("options") or {}, {name for system in self.whole.systems.values() for name in system.frame}
+        return [name for name, metric in METRICS.items() if name not in COSTS and (not metric.model or metric.model in named) and (not metric.column or metric.column in columns)]
 
     def ids_of(self, rule) -> list: return self.whole.about["id"][self.whole.rows_of(rule)].tolist()
 
