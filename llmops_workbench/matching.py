@@ -26,10 +26,11 @@ def code_points(
     texts, # List of texts
 ) -> tuple[np.ndarray, np.ndarray]: # Code points of all texts, uint8 or uint32, and where each text begins and the last one ends, int64
     "Lay texts out one after the other."
-    offsets, joined = np.zeros(len(texts) + 1, "int64"), "".join(texts)
-    np.cumsum(np.fromiter(map(len, texts), "int64", len(texts)), out=offsets[1:])
-    if joined.isascii(): return np.frombuffer(joined.encode("ascii"), "uint8"), offsets
-    return np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "uint32"), offsets
+    joined = "".join(texts)
+    data = np.frombuffer(joined.encode("ascii"), "uint8") if joined.isascii() else np.frombuffer(joined.encode("utf-32-le", "surrogatepass"), "uint32")
+    return data, _edges(texts)
+
+def _edges(texts): return np.append(0, np.cumsum(np.fromiter(map(len, texts), "int64", len(texts))))
 
 @dataclass(frozen=True, eq=False)
 class Words:
@@ -145,13 +146,13 @@ def _find_words(data, offsets, kinds, padded, size):
 # %% ../nbs/05_matching.ipynb #cb91a08c
 def read_words(
     texts,    # List of texts
-    how:str,  # "13a", "intl", "zh", "char" or "none" as sacrebleu's BLEU, "chrf" as its chrF++, "rouge" as rouge_score, for lower-case texts
+    how:str,  # "13a", "intl", "zh", "char" or "none" as sacrebleu's BLEU, "chrf" as its chrF++, "rouge" as rouge_score
 ) -> Words:
     "Cut texts into words and number them; `ParameterValueError` for a cut that is none of these."
     if how not in CUTS: raise ParameterValueError(explain(f"how is {how!r}", f"Allowed is one of: {', '.join(CUTS)}"))
     if how == "13a": texts = [_plain_text(text) if "&" in text or "\n" in text or "<" in text else text for text in texts]
     if how == "zh": texts = [text.strip() for text in texts]
-    data, offsets = code_points(texts)
+    data, offsets = _plain_letters(texts) if how == "rouge" else code_points(texts)
     kinds, settled = _table(how)
     if not settled.all(): _settle(how, kinds, settled, data)
     if how == "chrf": data = _mark_signs(data, offsets, kinds)
@@ -163,8 +164,13 @@ def read_words(
     return Words(tokens, first, len(heads), lambda: _spell(data, heads, tails))
 
 def _spell(data, heads, tails):
-    joined = (data.astype("uint32") % _N_CODES).tobytes().decode("utf-32-le", "surrogatepass")
+    joined = data.tobytes().decode("ascii") if data.dtype == "uint8" else (data % np.uint32(_N_CODES)).tobytes().decode("utf-32-le", "surrogatepass")
     return [joined[a:b] for a, b in zip(heads.tolist(), tails.tolist())]
+
+def _plain_letters(texts):
+    "Small letters as bytes: to ROUGE all that is not ASCII is white space, save two capitals that have a small letter in ASCII."
+    if any(map("".join(texts).__contains__, "\u212a\u0130")): texts = [text.lower() for text in texts]
+    return np.frombuffer("".join(texts).encode("ascii", "replace").lower(), "uint8"), _edges(texts)
 
 def _plain_text(text):
     "What 13a takes out and decodes before it cuts."

@@ -181,7 +181,7 @@ def rouge_words(
     return [_stem(word) for word in words] if stem else words
 
 def _read_rouge(texts, stem):
-    words = read_words([text.lower() for text in texts], "rouge")
+    words = read_words(texts, "rouge")
     if stem:
         spelled = list(map(_stem, words.spell()))
         numbers = {word: number for number, word in enumerate(dict.fromkeys(spelled))}
