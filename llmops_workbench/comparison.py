@@ -14,7 +14,7 @@ __all__ = ['Question', 'choose_metrics', 'answer', 'Comparison', 'compare']
 from collections import OrderedDict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 from typing import Annotated, Literal, Optional
 import numpy as np
 import pandas as pd
@@ -380,7 +380,7 @@ def compare(
     if baseline is not None: _check_system(baseline, found, "to be the baseline")
     tasks = list(dict.fromkeys(task for system in found.values() for task in system.frame["task"]))
     read_options(options or {})
-    shelf = _open_shelf()
+    shelf = cache(_open_shelf)  # opened when something is scored, not for a wrong name
     evidence = {task: gather({name: system.frame for name, system in found.items()}, task, **{"lowercase": lowercase, **(options or {})}, database=database, shelf=shelf) for task in tasks}
     question = Question(found, evidence, tuple(found), baseline or next(iter(found)), metrics, None, n_resamples, confidence, test, slices and rule is None, group_seeds, None, seed)
     if rule is None: return answer(question)

@@ -70,7 +70,7 @@ class Evidence:
     firsts:dict            # System -> the first of them for each example, -1 without any
     unscored:dict          # System -> how many of its answers to each example failed or are missing
     references:dict        # System -> a number for each example that is the same where references are
-    options:dict=field(default_factory=dict)  # For `score`, such as lowercase; database applies to all examples
+    options:dict=field(default_factory=dict)  # For `score`, such as lowercase; database applies to all examples, shelf is a function that opens one
     table:Table=field(default_factory=Table)
     counted:dict=field(default_factory=dict)  # (system, metric) -> Counted
 
@@ -110,7 +110,7 @@ class Evidence:
                 self._keep(system, cost, np.column_stack([frame[cost].fillna(0), known]), frame[cost].to_numpy(float), _mean, None)
 
     def _score(self, system, frame, metrics):
-        given = {name: value for name, value in self.options.items() if name != "database"}
+        given = {name: value for name, value in self.options.items() if name not in ("database", "shelf")} | {"shelf": self.options["shelf"]() if self.options.get("shelf") else None}
         if self.databases: given["database"] = [self.databases.get(example) for example in frame["id"]]
         given["columns"] = {name: frame[name].tolist() for name in {METRICS[metric].column for metric in metrics} & {*frame}}
         found = score(frame["prediction"], frame["references"], metrics, **given)

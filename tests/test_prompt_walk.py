@@ -85,6 +85,7 @@ def test_a_prompt_is_written_run_judged_and_registered(project, workspace, desk,
         # Another wording: a field that is no column says so, and is bound.
         page.get_by_role("button", name="Duplicate", exact=True).click()
         page.wait_for_function("() => [...document.querySelectorAll('input')].some(e => e.value === 'prompt 2')")
+        lab.wait_until_idle()  # the copy's wording comes after its name
         text.first.fill("{comment}")
         page.get_by_role("alert").filter(has_text="has no column 'comment'").first.wait_for()
         page.locator(".widget-dropdown", has_text="{comment}").locator("select").select_option("remark")
