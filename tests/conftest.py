@@ -33,6 +33,15 @@ def shared_data():
     pytest.skip("no real data here: put it in ../shared/data or name its folder in LLMOPS_SHARED_DATA")
 
 
+@pytest.fixture(scope="session")
+def translations(shared_data):
+    "The reference and two translations of TED talks, detokenised."
+    folder = shared_data / "comparemt"
+    if not folder.is_dir():
+        pytest.skip("the comparemt texts are not here")
+    return {kind: (folder / f"ted.{kind}.detok.eng").read_text(encoding="utf-8").splitlines() for kind in ("ref", "sys1", "sys2")}
+
+
 def find_chromium():
     "Path of a Chromium, or None."
     return next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)

@@ -42,17 +42,8 @@ def answers(n=60, seed=0, systems=("first", "second", "third"), **columns):
 # --- the tests, beside sacrebleu's
 
 @pytest.fixture(scope="module")
-def translations(shared_data):
-    "Reference and two systems of the TED talks, detokenised."
-    folder = shared_data / "comparemt"
-    if not folder.is_dir():
-        pytest.skip("the translations of compare-mt are not here")
-    return [(folder / f"ted.{name}.detok.eng").read_text(encoding="utf-8").splitlines() for name in ("ref", "sys1", "sys2")]
-
-
-@pytest.fixture(scope="module")
 def paired_translations(translations):
-    wanted, first, second = ([text for text in texts[:400]] for texts in translations)
+    wanted, first, second = ([text for text in texts[:400]] for texts in translations.values())
     frames = {name: as_system(pd.DataFrame({"id": [f"{i:04}" for i in range(len(given))], "prediction": given, "references": wanted}), name) for name, given in (("first", first), ("second", second))}
     found = gather(frames, "")
     found.count(["bleu"])

@@ -19,15 +19,6 @@ TEXT = st.lists(WORD, max_size=12).map(" ".join) | st.text(max_size=20)
 PAIRS = st.lists(st.tuples(TEXT, st.lists(TEXT, min_size=1, max_size=3)), min_size=1, max_size=6)
 
 
-@pytest.fixture(scope="module")
-def translations(shared_data):
-    "Two translation systems, detokenised, with their reference."
-    folder = shared_data / "comparemt"
-    if not folder.is_dir():
-        pytest.skip("the comparemt texts are not here")
-    return {kind: (folder / f"ted.{kind}.detok.eng").read_text(encoding="utf-8").splitlines() for kind in ("ref", "sys1", "sys2")}
-
-
 @pytest.mark.parametrize("system,tokenised,detokenised,characters", [("sys1", 22.44, 21.71, 48.34), ("sys2", 24.04, 23.05, 45.58)])
 def test_published_translation_scores(shared_data, translations, system, tokenised, detokenised, characters):
     "multi-bleu.pl on the tokenised texts; sacrebleu's BLEU and chrF on the others."

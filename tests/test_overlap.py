@@ -83,14 +83,6 @@ def test_equals_sacrebleu_on_drawn_texts(name, options, how, pairs):
         assert_equals_sacrebleu(name, options, predictions, references)
 
 
-@pytest.fixture(scope="module")
-def translations(shared_data):
-    folder = shared_data / "comparemt"
-    if not folder.is_dir():
-        pytest.skip("the comparemt texts are not here")
-    return {kind: (folder / f"ted.{kind}.detok.eng").read_text(encoding="utf-8").splitlines() for kind in ("ref", "sys1", "sys2")}
-
-
 @pytest.mark.parametrize("name,options", [case for case in OPTIONS if case[0] != "ter"], ids=[name for name in IDS if not name.startswith("ter")])
 def test_equals_sacrebleu_on_whole_translations(translations, name, options):
     "Several blocks of examples; every third has a second reference."
