@@ -4144,8 +4144,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                    'llmops_workbench/widgets/curves.py'),
                                                  'llmops_workbench.widgets.curves.curves_figure': ( 'widgets/curves.html#curves_figure',
                                                                                                     'llmops_workbench/widgets/curves.py'),
-                                                 'llmops_workbench.widgets.curves.front_of': ( 'widgets/curves.html#front_of',
-                                                                                               'llmops_workbench/widgets/curves.py'),
                                                  'llmops_workbench.widgets.curves.metric_columns': ( 'widgets/curves.html#metric_columns',
                                                                                                      'llmops_workbench/widgets/curves.py'),
                                                  'llmops_workbench.widgets.curves.scatter_figure': ( 'widgets/curves.html#scatter_figure',

@@ -20,7 +20,7 @@ from llmops_workbench.exports import best_rows, latex_text, markdown_text, paper
 from llmops_workbench.report import safe_face
 from llmops_workbench.store import open_store
 from llmops_workbench.widgets.compare import ComparePanel
-from llmops_workbench.widgets.curves import Curves, Scatter, curve_points, curves_figure, front_of, scatter_figure, smooth
+from llmops_workbench.widgets.curves import Curves, Scatter, curve_points, curves_figure, scatter_figure, smooth
 from llmops_workbench.widgets.leaderboard import leaderboard, leaderboard_html, rank_ranges
 from llmops_workbench.widgets.panel import Live
 from llmops_workbench.widgets.parallel import make_axes, parallel_figure, systems_within
@@ -177,15 +177,6 @@ def test_ranks_are_those_that_counting_gives(points, up):
         above = sum(1 for j in range(len(points)) if (low[j] > high[at] if up else high[j] < low[at]))
         below = sum(1 for j in range(len(points)) if (high[j] < low[at] if up else low[j] > high[at]))
         assert (first[at], last[at]) == (above + 1, len(points) - below)
-
-
-@QUICK
-@given(st.lists(st.tuples(st.sampled_from(VALUES), st.sampled_from(VALUES)), max_size=8), st.booleans(), st.booleans())
-def test_the_front_is_what_nothing_beats(points, lower_x, lower_y):
-    signed = [((-x if lower_x else x), (-y if lower_y else y)) for x, y in points]
-    beats = lambda p, q: p[0] >= q[0] and p[1] >= q[1] and p != q
-    expected = [q[0] == q[0] and q[1] == q[1] and not any(beats(p, q) for p in signed) for q in signed]
-    assert front_of([x for x, _ in points], [y for _, y in points], lower_x, lower_y).tolist() == expected
 
 
 @QUICK
