@@ -133,8 +133,8 @@ def _rows_for(name, predictions, references, columns) -> list:
 def _sign(name, batch, options, parts) -> str:
     parts = list(parts)
     if METRICS[name].references:
-        sizes = set(map(len, batch.references))
-        parts.insert(0, f"nrefs:{sizes.pop() if len(sizes) == 1 else 'var'}")
+        sizes = batch.once("sizes", lambda: sorted(set(map(len, batch.references))))
+        parts.insert(0, f"nrefs:{sizes[0] if len(sizes) == 1 else 'var'}")
     if "sql" in name: parts.append(f"databases:{'+'.join(sorted({hashlib.sha256(find_database(d).read_bytes()).hexdigest()[:12] for d in set(batch.columns['database'])}))}")
     return "|".join(parts if any(part.startswith("version:") for part in parts) else [*parts, f"version:{__version__}"])
 
@@ -156,13 +156,16 @@ def score(
     needy = [name for name in names if METRICS[name].references]
     if needy and not any(references): raise ParameterValueError(explain("No example has a reference", f"{', '.join(needy)} need at least one", "Check the column that was joined"))
     columns = _columns(columns, len(predictions)) | ({"database": databases_of(database, len(predictions))} if database is not None or any("sql" in name for name in names) else {})
-    batches, frame, values, signatures, counts, n_scored = {}, {}, {}, {}, {}, {}
+    batches, found, frame, values, signatures, counts, n_scored = {}, {}, {}, {}, {}, {}, {}
     for name in names:
-        rows = _rows_for(name, predictions, references, columns)
-        # Metrics that score the same examples share what they read from them.
-        if (key := tuple(rows)) not in batches:
-            batches[key] = Batch([predictions[i] for i in rows], [references[i] for i in rows], {"row": rows, **{c: [of[i] for i in rows] for c, of in columns.items()}})
-        values[name], frame[name], counts[name], signatures[name] = _score_one(name, batches[key], rows, options, len(predictions), shelf)
+        needs = METRICS[name].column, METRICS[name].references
+        if needs not in found:
+            rows = _rows_for(name, predictions, references, columns)
+            # Metrics that score the same examples share what they read from them.
+            if (key := tuple(rows)) not in batches:
+                batches[key] = Batch([predictions[i] for i in rows], [references[i] for i in rows], {"row": rows, **{c: [of[i] for i in rows] for c, of in columns.items()}})
+            found[needs] = batches[key], np.array(rows, int)
+        values[name], frame[name], counts[name], signatures[name] = _score_one(name, *found[needs], options, len(predictions), shelf)
         n_scored[name] = int((~np.isnan(frame[name])).sum())
     n = max(map(len, batches), default=0)
     missing = predictions.count(None)
@@ -184,7 +187,7 @@ def _count(name, batch, options, shelf) -> tuple:
 
 def _score_one(name, batch, rows, options, n, shelf) -> tuple:
     "Corpus value, values of the examples, their counts, and the signature."
-    if not rows: return math.nan, np.full(n, math.nan), np.zeros((n, 2)), "nothing scored"
+    if not len(rows): return math.nan, np.full(n, math.nan), np.zeros((n, 2)), "nothing scored"
     method, (found, parts, corpus) = method_of(name), _count(name, batch, options, shelf)
     alone = np.asarray(method.value(found, options, True), float)
     found = np.where(np.isnan(alone)[:, None], 0.0, found)

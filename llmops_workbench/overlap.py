@@ -13,12 +13,12 @@ __all__ = ['OVERLAP_METHODS', 'bleu_from_counts', 'chrf_from_counts', 'ter_from_
 import re
 from collections import Counter
 from functools import cache, lru_cache, partial
-from itertools import chain
+from itertools import accumulate, chain
 
 import numpy as np
 
 from .engines import Local
-from .matching import common_lines, common_words, matching_pays, read_characters, read_words, shared_ngrams
+from .matching import common_lines, common_words, lay_out, matching_pays, number_words, read_characters, read_words, shared_ngrams
 from .options import Batch, Method, Options, mean_value
 
 # %% ../nbs/09_overlap.ipynb #74e3b3f0
@@ -44,9 +44,20 @@ def _blocks(batch):
 def _in_blocks(function, batch):
     return np.concatenate(Local().map(function, _blocks(batch)))
 
+def _cut_blocks(function, batch, how, lowercase=False):
+    "Apply a function to each block and its words; texts are laid out together and once."
+    blocks = _blocks(batch)
+    first = np.cumsum([0, *(len(block.texts) for block in blocks)]).tolist()
+    def lay():
+        texts = list(chain.from_iterable(block.texts for block in blocks))
+        return lay_out([text.lower() for text in texts] if lowercase else texts, how)
+    layout = batch.once(("layout", how, lowercase), lay)
+    return Local().map(lambda item: function(item[0], number_words(layout, *item[1:])), list(zip(blocks, first, first[1:])))
+
 def _many(batch):
     "Whether the kernels pay."
-    return batch.once("many", lambda: matching_pays(sum(sum(map(len, block.texts)) for block in _blocks(batch))))
+    # Once they do, the rest need not be counted.
+    return batch.once("many", lambda: any(map(matching_pays, accumulate(sum(map(len, block.texts)) for block in _blocks(batch)))))
 
 # %% ../nbs/09_overlap.ipynb #48a12207
 def _sacrebleu(name, o:Options):
@@ -76,11 +87,10 @@ def _sign_as_sacrebleu(name, options) -> list:
 
 # %% ../nbs/09_overlap.ipynb #732a5f9a
 def _count_bleu(batch, options) -> np.ndarray:
-    return _in_blocks(partial(_bleu_of_block, options=options), batch) if _many(batch) else _count_with_sacrebleu("bleu", batch, options)
+    if not _many(batch): return _count_with_sacrebleu("bleu", batch, options)
+    return np.concatenate(_cut_blocks(partial(_bleu_of_block, order=options.bleu_max_order), batch, options.bleu_tokenize, options.lowercase))
 
-def _bleu_of_block(block, options):
-    texts, order = block.texts, options.bleu_max_order
-    words = read_words([text.lower() for text in texts] if options.lowercase else texts, options.bleu_tokenize)
+def _bleu_of_block(block, words, order):
     lengths, theirs = words.lengths[:block.n], words.lengths[block.n:]
     # The nearest length, of two equally near the shorter one.
     nearest = block.each(np.minimum, (np.abs(theirs - lengths[block.owners]) << 32) + theirs) & (2**32 - 1)
@@ -180,18 +190,12 @@ def rouge_words(
     words = re.findall(r"[a-z0-9]+", text.lower())
     return [_stem(word) for word in words] if stem else words
 
-def _read_rouge(texts, stem):
-    words = read_words(texts, "rouge")
+def _as_stems(words, stem):
     if stem:
         spelled = list(map(_stem, words.spell()))
         numbers = {word: number for number, word in enumerate(dict.fromkeys(spelled))}
         words.tokens[:] = np.array([numbers[word] for word in spelled], "int32")[words.tokens]
     return words
-
-def _rouge_blocks(batch, stem):
-    "The words of all blocks, cut once for ROUGE-1, 2 and L, and their shared words and pairs of words, counted once for ROUGE-1 and 2."
-    def read(block): return block, _read_rouge(block.texts, stem), {}
-    return batch.once(("rouge", stem), lambda: Local().map(read, _blocks(batch)))
 
 def _f1(matched, predicted, wanted):
     "F1 in rouge_score's order of operations, so that the last digit is the same."
@@ -201,17 +205,22 @@ def _f1(matched, predicted, wanted):
 # %% ../nbs/09_overlap.ipynb #d6ed72de
 _COCO_BETA = 1.2
 
-def _rouge_of_block(item, kind):
-    block, words, kept = item
+def _rouge_of_block(block, words, stem):
+    "The values of all kinds: next to cutting words, counting takes little."
+    words = _as_stems(words, stem)
     mine, theirs = words.lengths[block.owners], words.lengths[block.others]
-    if kind in ("rougeL", "rougeL_coco"): matched = common_words(words, block.owners, block.others)
-    else:
-        n = int(kind[-1])
-        if "shared" not in kept: kept["shared"] = shared_ngrams(words, block.owners, np.append(block.others, len(block.texts)), 2)
-        matched = kept["shared"][:, n - 1]
-        mine, theirs = np.maximum(mine - n + 1, 0), np.maximum(theirs - n + 1, 0)
-    if kind != "rougeL_coco": return block.each(np.maximum, _f1(matched, mine, theirs))
-    return _coco_f(block.each(np.maximum, matched/np.maximum(mine, 1)), block.each(np.maximum, matched/np.maximum(theirs, 1)))
+    shared = shared_ngrams(words, block.owners, np.append(block.others, len(block.texts)), 2)
+    common = common_words(words, block.owners, block.others)
+    found = {"rouge1": _f1(shared[:, 0], mine, theirs), "rouge2": _f1(shared[:, 1], np.maximum(mine - 1, 0), np.maximum(theirs - 1, 0)), "rougeL": _f1(common, mine, theirs)}
+    coco = _coco_f(block.each(np.maximum, common/np.maximum(mine, 1)), block.each(np.maximum, common/np.maximum(theirs, 1)))
+    return {**{kind: block.each(np.maximum, values) for kind, values in found.items()}, "rougeL_coco": coco}
+
+def _rouge_together(batch, stem):
+    "The values of all kinds, read once for whoever asks for them."
+    def read():
+        blocks = _cut_blocks(partial(_rouge_of_block, stem=stem), batch, "rouge")
+        return {kind: np.concatenate([block[kind] for block in blocks]) for kind in blocks[0]}
+    return batch.once(("rouge", stem), read)
 
 def _coco_f(precision, recall):
     weight = _COCO_BETA**2
@@ -221,7 +230,7 @@ def _rouge_lines(block, stem):
     "ROUGE-Lsum: texts as lines; those of one line are the same to it as to ROUGE-L."
     lines = [[line for line in text.split("\n") if line] for text in block.texts]
     first = np.concatenate([[0], np.cumsum(list(map(len, lines)))])
-    words = _read_rouge([line for group in lines for line in group], stem)
+    words = _as_stems(read_words([line for group in lines for line in group], "rouge"), stem)
     lengths = np.diff(words.first[first])
     matched = common_lines(words, first, block.owners, block.others)
     return block.each(np.maximum, _f1(matched, lengths[block.owners], lengths[block.others]))
@@ -264,7 +273,7 @@ def _count_rouge(kind, batch, options) -> np.ndarray:
         values = _in_blocks(partial(_rouge_lines, stem=options.use_stemmer), batch)
     else:
         kind = "rougeL" if kind == "rougeLsum" else kind
-        values = (np.concatenate(Local().map(partial(_rouge_of_block, kind=kind), _rouge_blocks(batch, options.use_stemmer))) if _many(batch) else
+        values = (_rouge_together(batch, options.use_stemmer)[kind] if _many(batch) else
                   np.array([_rouge_alone(p, rs, kind, options.use_stemmer) for p, rs in zip(batch.predictions, batch.references)]))
     return np.column_stack([values, np.ones(len(values))])
 
