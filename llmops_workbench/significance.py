@@ -17,6 +17,7 @@ __all__ = ['mcnemar', 'flips_p_value', 'check_pairs', 'resampled_sums', 'resampl
 from functools import lru_cache
 import numpy as np
 from .errors import ParameterValueError, explain
+from .text import compiled, use_numba
 
 # %% ../nbs/09_significance.ipynb #a3e1db1a
 def mcnemar(
@@ -73,7 +74,12 @@ def resample_counts(
 
 def drawn_counts(n, n_resamples, seed):
     "As `resample_counts`, in whole numbers of 16 bits."
-    rng, size = np.random.default_rng(seed), max(1, 4_000_000//n)
+    size = max(1, 4_000_000//n)
+    if n > 1 and use_numba(4*n*n_resamples): yield from _drawn_compiled(n, n_resamples, seed, size)
+    else: yield from _drawn_plainly(n, n_resamples, seed, size)
+
+def _drawn_plainly(n, n_resamples, seed, size):
+    rng = np.random.default_rng(seed)
     for start in range(0, n_resamples, size):
         drawn = rng.choice(n, size=(min(size, n_resamples - start), n), replace=True)
         # A long row is counted by itself, because its counts stay in the processor's cache.
@@ -82,6 +88,43 @@ def drawn_counts(n, n_resamples, seed):
             counts = np.empty(drawn.shape, np.uint16)
             for row, own in zip(counts, drawn): row[:] = np.bincount(own, minlength=n)
             yield counts
+
+def _drawn_compiled(n, n_resamples, seed, size):
+    stream, words = np.random.default_rng(seed).bit_generator, np.empty(0, "<u4")
+    for start in range(0, n_resamples, size):
+        counts, at = np.empty((min(size, n_resamples - start), n), np.uint16), -1
+        while at < 0:
+            # A little more than is needed: some words are refused.
+            words = np.concatenate([words, stream.random_raw(max(0, counts.size - len(words))//2 + 64).astype("<u8", copy=False).view("<u4")])
+            at = compiled(_tally)(words, counts)
+        words = words[at:]
+        yield counts
+
+def _tally(words, counts):
+    "Count draws from random words of 32 bits, as numpy makes them (Lemire 2019); how many words it took, or -1 where there are too few. Written for numba; runs without it, too."
+    at, size, n, low = 0, counts.shape[1], np.uint64(counts.shape[1]), np.uint64(0xffffffff)
+    drawn, refused = np.empty(size, np.uint32), np.uint64(0x100000000 - size) % n
+    for row in range(counts.shape[0]):
+        if at + size > len(words): return -1
+        n_refused = 0
+        for i in range(size):
+            product = np.uint64(words[at + i]) * n
+            drawn[i] = product >> np.uint64(32)
+            n_refused += (product & low) < refused
+        if n_refused == 0: at += size
+        else:
+            # Once in a million draws: word by word.
+            i = 0
+            while i < size:
+                if at == len(words): return -1
+                product = np.uint64(words[at]) * n
+                at += 1
+                if (product & low) >= refused:
+                    drawn[i] = product >> np.uint64(32)
+                    i += 1
+        for i in range(size): counts[row, i] = 0
+        for i in range(size): counts[row, drawn[i]] += 1
+    return at
 
 # %% ../nbs/09_significance.ipynb #f947330c
 def interval(

@@ -89,14 +89,17 @@ def run_rows(
     params:pd.DataFrame, # system, name, value
     baseline:str,        # The system that is pinned
     members:Mapping|None=None, # System -> group, to show groups in place of systems
-    flat:bool=False,     # Whether `params` has gone through `flat_params`
 ) -> tuple:              # Systems or groups, the baseline first; metrics first, then parameters, as RunRow
     "Parameters and metrics side by side."
-    of = members or {}
-    systems = list(dict.fromkeys(of.get(name, name) for name in sorted(dict.fromkeys(frame["system"].tolist() + params["system"].tolist()), key=lambda name: name != baseline)))
-    base = of.get(baseline, baseline)
-    metrics = _grouped_rows(frame, of, base, systems) if members else _metric_rows(frame, systems)
-    return systems, metrics + _param_rows(params if flat else flat_params(params), of, base, systems)
+    of, base, systems = members or {}, (members or {}).get(baseline, baseline), _in_order(frame, params, baseline, members or {})
+    return systems, _value_rows(frame, members, base, systems) + _param_rows(flat_params(params), of, base, systems)
+
+def _in_order(frame, params, baseline, members) -> list:
+    names = dict.fromkeys(frame["system"].tolist() + params["system"].tolist())
+    return list(dict.fromkeys(members.get(name, name) for name in sorted(names, key=lambda name: name != baseline)))
+
+def _value_rows(frame, members, baseline, systems) -> list:
+    return _grouped_rows(frame, members, baseline, systems) if members else _metric_rows(frame, systems)
 
 def _title(task, metric): return f"{metric}{f' ({task})' if task else ''} {'↓' if lower_is_better(metric) else '↑'}"
 
@@ -204,6 +207,7 @@ class RunTable:
     "The table with its tools."
     page = 60  # Rows sent at first, and with each 'show more'
     _given = _flat = _key = None  # Parameters, as they came and without nesting; what `members` was made of
+    _told = (None, [])            # What the rows of the parameters were made of, and these rows
 
     def __init__(
         self,
@@ -228,7 +232,7 @@ class RunTable:
         key = (id(params), list(dict.fromkeys(frame["system"].tolist())), self.excluded)
         if key != self._key:
             self._key, self.params = key, self._flat[~self._flat["system"].isin(self.excluded)]
-            self.members = seed_groups(self.params, key[1], flat=True)
+            self.members, self._told = seed_groups(self.params, key[1], flat=True), (None, [])
         self.draw()
 
     def handle(self, act, value, on=None):
@@ -244,9 +248,11 @@ class RunTable:
         self.draw()
 
     def draw(self):
-        members = self.members if self.grouped else None
-        self.systems, rows = run_rows(self.frame, self.params, self.baseline, members, flat=True)
-        base = self.members.get(self.baseline, self.baseline) if self.grouped else self.baseline
+        members = self.members if self.grouped else {}
+        self.systems, base = _in_order(self.frame, self.params, self.baseline, members), members.get(self.baseline, self.baseline)
+        # Another slice or metric changes no parameter.
+        if (key := (self.grouped, self.systems)) != self._told[0]: self._told = key, _param_rows(self.params, members, base, self.systems)
+        rows = _value_rows(self.frame, members, base, self.systems) + self._told[1]
         words = self.query.lower().split()
         found = [row for row in rows if (self.all or row.differs or len(self.systems) < 2) and all(word in visible(row.name).lower() for word in words)]
         self.shown = found[:self.n_sent]
