@@ -18,7 +18,7 @@ from itertools import accumulate, chain
 import numpy as np
 
 from .engines import Local
-from .matching import common_lines, common_words, lay_out, matching_pays, number_words, read_characters, read_words, shared_ngrams
+from .matching import common_lines, common_words, matching_pays, read_characters, read_words, shared_ngrams
 from .options import Batch, Method, Options, mean_value
 
 # %% ../nbs/09_overlap.ipynb #74e3b3f0
@@ -45,14 +45,9 @@ def _in_blocks(function, batch):
     return np.concatenate(Local().map(function, _blocks(batch)))
 
 def _cut_blocks(function, batch, how, lowercase=False):
-    "Apply a function to each block and its words; texts are laid out together and once."
-    blocks = _blocks(batch)
-    first = np.cumsum([0, *(len(block.texts) for block in blocks)]).tolist()
-    def lay():
-        texts = list(chain.from_iterable(block.texts for block in blocks))
-        return lay_out([text.lower() for text in texts] if lowercase else texts, how)
-    layout = batch.once(("layout", how, lowercase), lay)
-    return Local().map(lambda item: function(item[0], number_words(layout, *item[1:])), list(zip(blocks, first, first[1:])))
+    "Apply a function to each block and its words."
+    def each(block): return function(block, read_words([text.lower() for text in block.texts] if lowercase else block.texts, how))
+    return Local().map(each, _blocks(batch))
 
 def _many(batch):
     "Whether the kernels pay."
