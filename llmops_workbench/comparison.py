@@ -27,7 +27,7 @@ from .evidence import gather, pair
 from .fronts import pareto_front
 from .measures import COSTS, METRICS
 from .metrics import read_options, suitable_metrics
-from .outcomes import win_tie_loss
+from .outcomes import all_outcomes
 from .params import Between
 from .seeds import group_runs
 from .shelf import StatisticsShelf
@@ -140,7 +140,7 @@ class Comparison(Result):
     @cached_property
     def outcomes(self) -> pd.DataFrame:
         "How often each system beats the baseline, by every metric: system, task, metric, wins, ties, losses, n_unscored."
-        return pd.concat([win_tie_loss(self, metric) for metric in dict.fromkeys(name for names in self.metrics for name in names)], ignore_index=True)
+        return all_outcomes(self)
 
     @property
     def signed(self) -> pd.DataFrame:

@@ -55,11 +55,13 @@ def visible(
     return _PARTS.sub(show, text)
 
 # %% ../nbs/02_escaping.ipynb #49b1dc8c
+_MATHS = re.compile(r"[$\\]")
+
 def escape(
     text,   # Anything; read as text
 ) -> str:   # HTML for the content of an element; use `attribute` between quotes
     "The one door through which text from data or a model reaches HTML."
-    return re.sub(r"[$\\]", r"<span>\g<0></span>", html.escape(visible(text)))
+    return _MATHS.sub(r"<span>\g<0></span>", html.escape(visible(text)))
 
 def attribute(
     text,   # Anything; read as text

@@ -15,6 +15,7 @@ import re
 from collections import namedtuple
 from dataclasses import dataclass
 from functools import lru_cache
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +36,7 @@ def say_value(
     signed:bool=False, # With its sign, as a difference
 ) -> str:
     "A value of a metric, short enough to compare at a glance."
-    if value is None or not np.isfinite(value): return "–"
+    if value is None or not isfinite(value): return "–"
     top = METRICS[metric].top if metric in METRICS else None
     form = ".3f" if top == 1.0 else ".1f" if top == 100.0 else ",.0f" if abs(value) >= 1000 else ".3g"
     return format(float(value), f"{'+' if signed else ''}{form}")
