@@ -4728,6 +4728,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                         'llmops_workbench/widgets/parallel.py'),
                                                    'llmops_workbench.widgets.parallel.ParallelView': ( 'widgets/parallel.html#parallelview',
                                                                                                        'llmops_workbench/widgets/parallel.py'),
+                                                   'llmops_workbench.widgets.parallel._as_numbers': ( 'widgets/parallel.html#_as_numbers',
+                                                                                                      'llmops_workbench/widgets/parallel.py'),
                                                    'llmops_workbench.widgets.parallel._short': ( 'widgets/parallel.html#_short',
                                                                                                  'llmops_workbench/widgets/parallel.py'),
                                                    'llmops_workbench.widgets.parallel.make_axes': ( 'widgets/parallel.html#make_axes',

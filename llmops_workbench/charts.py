@@ -44,6 +44,8 @@ def interval_figure(
     from llmops_workbench.display import plain
     from llmops_workbench.marks import PALETTE
     value, low, high = columns
+    # A system looks the same in every chart, whether or not the one before it has a value here.
+    marks = {system: dict(size=9, symbol=_SYMBOLS[at % len(_SYMBOLS)], color=PALETTE[at % len(PALETTE)]) for at, system in enumerate(dict.fromkeys(frame["system"]))}
     frame = in_points(frame[frame[value].notna()], columns)
     rows, systems = list(dict.fromkeys(_rows_of(frame))), list(dict.fromkeys(frame["system"]))
     figure = _chart(title, 150 + 26*len(rows)*max(1, len(systems)*0.6), xaxis=dict(title="points of 100"),
@@ -52,14 +54,14 @@ def interval_figure(
         part = frame[frame["system"] == system]
         y = [rows.index(row) + (at - (len(systems) - 1)/2)*0.6/max(len(systems), 1) for row in _rows_of(part)]
         # Where there is no interval, nothing is drawn for it.
-        figure.add_scatter(x=part[value], y=y, mode="markers", name=plain(system), marker=dict(size=9, symbol=_SYMBOLS[at % len(_SYMBOLS)], color=PALETTE[at % len(PALETTE)]),
+        figure.add_scatter(x=part[value], y=y, mode="markers", name=plain(system), marker=marks[system],
                            text=[f"{plain(row.verdict)}<br>n = {row.n:,}" for row in part.itertuples()],
                            error_x=dict(array=(part[high] - part[value]).fillna(0), arrayminus=(part[value] - part[low]).fillna(0), width=4))
     return figure.add_vline(x=0, line=dict(dash="dash", width=1)) if zero else figure
 
 # %% ../nbs/09_charts.ipynb #84f4b5c0
 def change_figure(
-    deltas:dict,     # System -> differences of its examples to the baseline
+    deltas:dict,     # System -> differences of its examples to the baseline; None for the baseline, which keeps its colour
     metric:str,
     title:str,
 ):
@@ -67,12 +69,13 @@ def change_figure(
     from llmops_workbench.display import plain
     from llmops_workbench.marks import PALETTE
     figure = _chart(title, 320, barmode="group", xaxis=dict(title="points of 100, losses left, gains right"), yaxis=dict(title="examples"))
-    edges = np.linspace(-100, 100, 22)
+    edges = np.linspace(-100, 100, 21)  # none of the bars holds losses and gains
     for at, (system, delta) in enumerate(deltas.items()):
+        if delta is None: continue
         delta = delta[~np.isnan(delta)]*_scale(metric)
         moved = np.abs(delta) > 1e-9
         figure.add_bar(x=(edges[1:] + edges[:-1])/2, y=np.histogram(np.clip(delta[moved], -100, 100), edges)[0], name=f"{plain(system)} ({(~moved).sum():,} unchanged)",
-                       marker_color=PALETTE[(at + 1) % len(PALETTE)])
+                       marker_color=PALETTE[at % len(PALETTE)])
     return figure.add_vline(x=0, line=dict(dash="dash", width=1)).update_layout(showlegend=True)
 
 # %% ../nbs/09_charts.ipynb #87dac14f

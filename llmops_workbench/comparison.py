@@ -331,15 +331,14 @@ def _said_of_groups(result) -> list:
 
 def _differences(result, task):
     from llmops_workbench.escaping import plain
-    frame = result.frame[(result.frame["kind"] == "quality") & result.frame["delta"].notna()]
-    return interval_figure(frame, f"Difference to {plain(result.baseline)}, {result.question.confidence:.0%} intervals", ["delta", "delta_low", "delta_high"], True)
+    return interval_figure(result.frame[result.frame["kind"] == "quality"], f"Difference to {plain(result.baseline)}, {result.question.confidence:.0%} intervals", ["delta", "delta_low", "delta_high"], True)
 
 def _changes(result, task):
     from llmops_workbench.escaping import plain
     at = result.tasks.index(task)
     paired, metric = result.pairings[at], result.metrics[at][0]
     values = dict(zip(paired.having(metric), paired.each(metric)))
-    deltas = {name: each - values[result.baseline] for name, each in values.items() if name != result.baseline}
+    deltas = {name: None if name == result.baseline else each - values[result.baseline] for name, each in values.items()}
     return change_figure(deltas, metric, f"{plain(metric)}{' of ' + plain(task) if task else ''}: change of each example against {plain(result.baseline)}")
 
 _FIGURES = {"differences": _differences, "examples": _changes,

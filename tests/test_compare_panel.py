@@ -23,7 +23,7 @@ from llmops_workbench.widgets.compare import ComparePanel
 from llmops_workbench.widgets.curves import Curves, Scatter, curve_points, curves_figure, scatter_figure, smooth
 from llmops_workbench.widgets.leaderboard import leaderboard, leaderboard_html, rank_ranges
 from llmops_workbench.widgets.panel import Live
-from llmops_workbench.widgets.parallel import make_axes, parallel_figure, systems_within
+from llmops_workbench.widgets.parallel import Parallel, make_axes, parallel_figure, systems_within
 from llmops_workbench.widgets.runtable import RunTable, group_values, seed_groups
 from llmops_workbench.widgets.slices import slices_html
 from llmops_workbench.widgets.winloss import WinLoss, examples_dataset, pair_html, send_examples
@@ -231,6 +231,45 @@ def test_the_baseline_stands_first_and_is_asked_for_by_place(result):
     assert asked[-1] == []
 
 
+def test_no_row_is_left_from_what_was_shown_before(result):
+    params = pd.DataFrame([(s, name, value) for s, seed, lr in zip(("base", "tuned", "other"), (0, 1, 2), (1e-3, 1e-3, 1e-4)) for name, value in (("seed", seed), ("lr", lr))], columns=["system", "name", "value"])
+    changed = params.assign(value=[7 if name == "seed" else value for name, value in zip(params["name"], params["value"])])
+    table = RunTable(result.frame, params, "base")
+    def shown(frame, given, baseline, excluded=(), grouped=False):
+        "What the table says, and what one that has never shown anything else says."
+        left = frame[~frame["system"].isin(excluded)]
+        fresh = RunTable(left, given, baseline)
+        fresh.show(left, given, baseline, excluded)
+        table.show(left, given, baseline, excluded)
+        for each in (table, fresh): each.handle("group", "", grouped)
+        assert table.markup.html == fresh.markup.html and table.systems[0] == baseline
+        return {row.name: row.odd for row in table.shown if row.kind == "parameter"}
+    assert shown(result.frame, params, "base") == {"seed": {"tuned", "other"}, "lr": {"other"}}
+    assert shown(result.frame, params, "other") == {"seed": {"base", "tuned"}, "lr": {"base", "tuned"}}
+    assert shown(result.frame, params, "base", grouped=True) == {"seed": {"other"}, "lr": {"other"}}
+    assert shown(result.frame, params, "base", ["tuned"]) == {"seed": {"other"}, "lr": {"other"}}
+    assert shown(result.frame, params, "base", ["other"]) == {"seed": {"tuned"}}
+    assert shown(result.frame, changed, "base") == {"lr": {"other"}}
+    assert shown(result.frame, changed, "other") == {"lr": {"base", "tuned"}}
+
+
+def test_a_table_that_was_grouped_is_a_table_again_when_nothing_is_alike(result):
+    params = pd.DataFrame([(s, name, value) for s, seed, lr in zip(("base", "tuned", "other"), (0, 1, 2), (1e-3, 1e-3, 1e-4)) for name, value in (("seed", seed), ("lr", lr))], columns=["system", "name", "value"])
+    table = RunTable(result.frame, params, "base", str, str)
+    table.handle("group", "", True)
+    assert table.systems == ["base", "other"] and "make baseline" not in table.markup.html
+    table.show(result.frame[result.frame["system"] != "tuned"], params, "base", ["tuned"])
+    assert "group by seed" not in table.markup.html and "make baseline" in table.markup.html and "±" not in table.markup.html
+    table.show(result.frame, params, "base")
+    assert table.systems == ["base", "other"] and "group by seed" in table.markup.html
+
+
+def test_numbers_that_differ_are_not_said_to_be_alike(result):
+    params = pd.DataFrame([(s, "seed", at) for at, s in enumerate(("base", "tuned"))] + [("base", "scale", 1234567.0), ("tuned", "scale", 1234568.0)], columns=["system", "name", "value"])
+    table = RunTable(result.frame[result.frame["system"] != "other"], params, "base")
+    assert {row.name: row.texts for row in table.shown}["scale"] == {"base": "1234567.0", "tuned": "1234568.0"} and not table.members
+
+
 def test_runs_of_one_configuration_are_one_with_their_spread():
     values = [0.5, 0.7, 0.9, 0.2]
     frame = pd.DataFrame({"system": list("abcd"), "task": "", "metric": "rougeL", "value": values})
@@ -240,6 +279,8 @@ def test_runs_of_one_configuration_are_one_with_their_spread():
     first = group_values(frame, members).iloc[0]
     assert (first["n_runs"], first["mean"], first["std"]) == (3, pytest.approx(np.mean(values[:3])), pytest.approx(np.std(values[:3], ddof=1)))
     assert seed_groups(params[:0], ["a", "b"]) == {"a": "a", "b": "b"}
+    # No two runs may lie in one folder.
+    assert seed_groups(pd.concat([params, pd.DataFrame([(s, "output_dir", f"models/{s}") for s in "abcd"], columns=params.columns)]), list("abcd")) == members
 
 
 def test_axes_and_brushes(result):
@@ -248,6 +289,47 @@ def test_axes_and_brushes(result):
     assert [axes[0].places[name] for name in ("base", "tuned", "other")] == pytest.approx([1, 0.5, 0])
     assert systems_within(axes, {"lr": [0.4, 1.0], "rougeL ↑": [0.9, 1.0]}) == ["tuned"]
     assert "<img" not in parallel_figure(make_axes(result.frame.assign(system=HOSTILE + result.frame["system"]), parameters([HOSTILE + "base", HOSTILE + "tuned"]))).to_json().replace("\\u003c", "<").replace("&lt;img", "")
+
+
+def test_numbers_kept_as_text_are_drawn_as_numbers(result):
+    "Runs keep what they were made with as text, and 8 comes before 16."
+    params = pd.DataFrame([(s, name, value) for s, rate, size, seed in (("base", "1e-05", "16", None), ("tuned", "0.001", "8", "2"), ("other", "0.0001", "32", "1")) for name, value in (("rate", rate), ("size", size), ("seed", seed)) if value is not None], columns=["system", "name", "value"])
+    rate, size, seed, *_ = make_axes(result.frame, params)
+    assert (rate.kind, size.kind, seed.kind) == ("log", "number", "number")
+    assert [rate.places[s] for s in ("base", "other", "tuned")] == pytest.approx([0, 0.5, 1]) and [size.places[s] for s in ("tuned", "base", "other")] == pytest.approx([0, 1/3, 1])
+    assert [text for _, text in size.ticks] == ["8", "20", "32"] and [text for _, text in make_axes(result.frame, params.assign(value=params["value"].replace("32", "32768")))[1].ticks][-1] == "32768"
+    told = {line["name"]: line["texts"][:3] for line in Parallel([rate, size, seed], "base").widget.picture["lines"]}
+    assert told == {"base": ["1e-05", "16", "not set"], "tuned": ["0.001", "8", "2"], "other": ["0.0001", "32", "1"]}
+    assert make_axes(result.frame, params.assign(value=params["value"].replace("8", "auto")))[1].kind == "category"
+
+
+def test_a_still_line_does_not_pass_a_value_that_a_system_lacks(result):
+    params = pd.DataFrame([(s, name, value) for s, values in {"base": ("a", None, "x"), "tuned": ("a", "0.1", "x"), "other": ("b", "0.2", "y")}.items() for name, value in zip(("model", "rate", "data"), values) if value], columns=["system", "name", "value"])
+    axes = make_axes(result.frame, params)
+    figure = parallel_figure(axes, "base")
+    line = next(trace for trace in figure.data if trace.name == "base")
+    at = [axis.name for axis in axes].index("rate")
+    assert list(line.x) == list(range(len(axes))) and figure.layout.yaxis.range[0] < line.y[at] < 0
+    assert [(int(note.x), note.y) for note in figure.layout.annotations if note.text == "not set"] == [(at, line.y[at])]
+
+
+def test_a_system_has_one_colour_in_all_charts():
+    names = ["asked", "tuned", "other"]
+    curves = pd.DataFrame([(system, "loss", step, 1.0 + step) for system in names[1:] for step in range(3)], columns=["system", "metric", "step", "value"])
+    frame = pd.DataFrame([(system, "", "rougeL", at/10) for at, system in enumerate(names)], columns=["system", "task", "metric", "value"])
+    lines = {line["name"]: line["colour"] for line in Parallel(make_axes(frame, parameters(names)), "asked").widget.picture["lines"]}
+    drawn = {trace["name"]: trace["line"]["color"] for trace in Curves(curves, {name: name for name in names}, "asked").chart.figure["data"] if trace.get("name")}
+    assert drawn == {name: lines[name] for name in names[1:]}
+    alike = curves_figure(curves, "loss", members={"asked": "asked", "tuned": "asked", "other": "other"})
+    assert [trace.name for trace in alike.data if trace.name] == ["asked", "other"]  # one of the two runs has a curve
+    compared_ = compared(answers(asked=0.6, tuned=0.3, other=0.35))
+    for figure in (compared_.figure("differences"), compared_.figure("examples:")):
+        assert {trace.name.partition(" (")[0]: trace.marker.color for trace in figure.data} == drawn
+
+
+def test_no_bar_holds_losses_and_gains():
+    figure = compared().figure("examples:")
+    for trace in figure.data: assert np.abs(trace.x).min() == pytest.approx((trace.x[1] - trace.x[0])/2)
 
 
 def test_hostile_names_are_text_everywhere(result):

@@ -35,12 +35,13 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
     with jupyter_lab(project, LLMOPS_WORKSPACE=str(workspace), LLMOPS_THREADS="1") as (address, token), browser_page(chromium, width=1500, height=2000) as page:
         lab = Lab(page, address, token)
         picture = lambda name: page.screenshot(path=str(artefacts / f"compare-walk-{name}.png"))
-        def dark(name):
-            "The same in the other theme."
+        def dark(name, holds=lambda: True):
+            "The same in the other theme, and whether something holds there."
             change = lambda theme: page.evaluate("theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})", theme)
             change("JupyterLab Dark")
             page.wait_for_timeout(700)
             picture(name)
+            assert holds(), name
             change("JupyterLab Light")
             page.wait_for_timeout(300)
         lab.open("compare.ipynb")
@@ -101,7 +102,9 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
         page.get_by_text("loss over step").wait_for(timeout=30_000)
         page.wait_for_timeout(800)
         picture("4-curves")
-        dark("4-curves-dark")
+        words = lambda: page.locator(".gtitle:visible").last.evaluate("e => getComputedStyle(e).fill")
+        black = words()
+        dark("4-curves-dark", lambda: words() != black)
         # Hovering waits until the page stands still; charts are laid out anew when the theme changes.
         page.wait_for_timeout(700)
         strip.hover(position={"x": 16, "y": 6})

@@ -65,11 +65,13 @@ class Chart(anywidget.AnyWidget):
     async function render({ model, el }) {
       const box = document.createElement("div");
       box.setAttribute("role", "img"); box.setAttribute("aria-label", model.get("words"));
-      box.style.cssText = `width:100%;min-height:${model.get("height")}px`;
+      box.style.cssText = `width:100%;min-height:${model.get("height")}px;color:var(--jp-ui-font-color2,#777777)`;
       el.append(box);
       const plotly = await room().promise;
       const draw = () => {
         const { data, layout } = structuredClone(model.get("figure"));
+        // A figure does not know what it lies on: its words have the colour of the page's own.
+        layout.font = { color: getComputedStyle(box).color, ...layout.font };
         box.setAttribute("aria-label", model.get("words"));
         return plotly.react(box, data, { uirevision: "kept", height: model.get("height"), ...layout }, model.get("config"));
       };
@@ -82,7 +84,9 @@ class Chart(anywidget.AnyWidget):
       // A chart in a folded tab has no width until it is opened.
       const watch = new ResizeObserver(() => { if (box.offsetWidth) plotly.Plots.resize(box); });
       watch.observe(el);
-      return () => { watch.disconnect(); model.off("change:figure", draw); plotly.purge(box); };
+      const theme = new MutationObserver(draw);
+      theme.observe(document.body, { attributes: true, attributeFilter: ["data-jp-theme-name"] });
+      return () => { watch.disconnect(); theme.disconnect(); model.off("change:figure", draw); plotly.purge(box); };
     }
     export default { render };
     """

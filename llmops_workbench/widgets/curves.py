@@ -66,12 +66,13 @@ def curves_figure(
     weight:float=0.6,         # Of the smoothing
     log_x:bool=False,
     log_y:bool=False,
-    members:Mapping|None=None, # System -> group; None: every system by itself
+    members:Mapping|None=None, # System -> group, all systems in their order; None: every system by itself
     baseline:str="",          # Drawn thicker
 ):                            # A plotly figure
     "One metric over the steps, a line a system or group."
     import plotly.graph_objects as go
-    points, order = curve_points(curves, metric, x), list(dict.fromkeys(curves["system"]))
+    # A system keeps its colour whether or not those before it have curves.
+    points, order = curve_points(curves, metric, x), list(dict.fromkeys([*(members or ()), *curves["system"]]))
     figure = theme(go.Figure(layout=dict(title=f"{plain(metric)} over {plain(x)}", height=380, showlegend=True, xaxis=dict(title=plain(x), type="log" if log_x else "linear"),
                                          yaxis=dict(title=f"{plain(metric)} {'(lower is better)' if lower_is_better(metric) else ''}".strip(), type="log" if log_y else "linear"))))
     if log_x: points = points[points["x"] > 0]
@@ -80,7 +81,7 @@ def curves_figure(
     for system in order: groups.setdefault((members or {}).get(system, system), []).append(system)
     for n, (group, systems) in enumerate(groups.items()):
         part, style = points[points["system"].isin(systems)], dict(color=PALETTE[n % len(PALETTE)], dash=("solid", "dash", "dot", "dashdot")[n//len(PALETTE) % 4], width=3.5 if baseline in systems else 2)
-        if len(part): _add_group(figure, part, group, style, kind, weight, len(systems))
+        if len(part): _add_group(figure, part, group, style, kind, weight, part["system"].nunique())
     return figure
 
 def _add_group(figure, part, name, line, kind, weight, n_systems):
@@ -176,7 +177,7 @@ class Curves:
         if not len(self.curves):
             self.widget.children = [ipywidgets.HTML("<p>These systems have no curves: runs of <i>finetune</i> keep theirs.</p>")]
             return
-        figure = curves_figure(self.curves, self.metric.value, self.x.value, self.kind.value, self.weight.value, self.log_x.value, self.log_y.value, self.members if self.group.value else None, self.baseline)
+        figure = curves_figure(self.curves, self.metric.value, self.x.value, self.kind.value, self.weight.value, self.log_x.value, self.log_y.value, self.members if self.group.value else {name: name for name in self.members}, self.baseline)
         if self.chart is None: self.chart = Chart(figure)
         else: self.chart.show(figure)
         if len(self.widget.children) < 2: self.widget.children = [ipywidgets.HBox(self.controls, layout={"flex_flow": "row wrap", "align_items": "center"}), self.chart]

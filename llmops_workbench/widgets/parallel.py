@@ -10,6 +10,7 @@ __all__ = ['MOST_AXES', 'DECADES', 'DASHES', 'Axis', 'make_axis', 'make_axes', '
            'ParallelView', 'Parallel']
 
 # %% ../../nbs/widgets/41_parallel.ipynb #e701852b
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -39,12 +40,21 @@ class Axis:
     places:dict = field(default_factory=dict)    # System -> 0 to 1; None where it has no value
     ticks:tuple = ()                             # (place, text)
 
+def _as_numbers(values) -> dict:
+    "What a run was made with is kept as text; where every text is a number, the numbers."
+    texts = [value for value in values.values() if value is not None and value == value]
+    if not texts or not all(isinstance(text, str) and _NUMBER.fullmatch(text) for text in texts): return values
+    return {system: float(value) if isinstance(value, str) else value for system, value in values.items()}
+
+_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
+
 def make_axis(
     name:str,
-    values:dict,          # System -> value; what is missing is not in it, None or NaN
+    values:dict,          # System -> value, a number, a number as text, or else a category; what is missing is not in it, None or NaN
     metric:str|None=None, # The metric it is, if it is one
 ) -> Axis:
     "A column with the scale that suits it."
+    values = _as_numbers(values)
     known = {system: value for system, value in values.items() if value is not None and value == value and not (isinstance(value, float) and np.isinf(value))}
     numbers = bool(known) and all(isinstance(value, (int, float, np.number)) and not isinstance(value, bool) for value in known.values())
     if not numbers:
@@ -57,7 +67,7 @@ def make_axis(
     start, span = scale(low), (scale(high) - scale(low)) or 1.0
     place = lambda value: float((scale(value) - start)/span) if high > low else 0.5
     marks = [low, *([10.0**n for n in range(int(np.ceil(start)), int(np.floor(scale(high))) + 1)] if log else [(low + high)/2] if high > low else []), high]
-    say = (lambda value: say_value(metric, value)) if metric else (lambda value: f"{value:.4g}")
+    say = (lambda value: say_value(metric, value)) if metric else (lambda value: f"{value:.6g}")
     ticks = {say(value): place(value) for value in marks}
     return Axis(name, "log" if log else "number", values, metric is not None, {system: place(float(known[system])) if system in known else None for system in values}, tuple((at, text) for text, at in ticks.items()))
 
@@ -98,6 +108,7 @@ def systems_within(
 
 # %% ../../nbs/widgets/41_parallel.ipynb #45ab247c
 DASHES = ("solid", "dash", "dot", "dashdot")
+_UNSET = -0.12  # Below the axes: where a line passes one on which its system has no value
 
 def parallel_figure(
     axes:list,         # Axis
@@ -105,16 +116,17 @@ def parallel_figure(
 ):                     # A plotly figure
     "Systems as lines across the axes, for a page without a script."
     import plotly.graph_objects as go
+    most = max(7, 100//max(len(axes), 1))  # Characters that have room between two axes
     figure = theme(go.Figure(layout=dict(title="Parameters and metrics of each system", height=380, showlegend=True,
-                                         xaxis=dict(tickvals=list(range(len(axes))), ticktext=[plain(_short(axis.name, max(7, 100//max(len(axes), 1)))) for axis in axes], range=[-0.3, max(len(axes) - 0.4, 0.3)]),
-                                         yaxis=dict(range=[-0.08, 1.1], showticklabels=False, showgrid=False))))
+                                         xaxis=dict(tickvals=list(range(len(axes))), ticktext=[plain(_short(axis.name, most)) for axis in axes], range=[-0.3, max(len(axes) - 0.4, 0.3)]),
+                                         yaxis=dict(range=[_UNSET - 0.08, 1.1], showticklabels=False, showgrid=False))))
     for at, axis in enumerate(axes):
         figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, xref="x", yref="y", line=dict(color="#888888", width=1))
-        for place, text in axis.ticks if axis.kind == "category" else (axis.ticks[0], axis.ticks[-1])[:len(axis.ticks)]:
-            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, 18)), showarrow=False, xanchor="left", yanchor="bottom", xref="x", yref="y", font=dict(size=10))
+        ticks = axis.ticks if axis.kind == "category" else (axis.ticks[0], axis.ticks[-1])[:len(axis.ticks)]
+        for place, text in (*ticks, *([(_UNSET, "not set")] if None in axis.places.values() else [])):
+            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, most)), showarrow=False, xanchor="left", yanchor="bottom", xref="x", yref="y", font=dict(size=10))
     for n, system in enumerate(axes[0].places if axes else ()):
-        points = [(at, axis.places[system]) for at, axis in enumerate(axes) if axis.places[system] is not None]
-        figure.add_scatter(x=[x for x, _ in points], y=[y for _, y in points], mode="lines+markers", name=plain(system), marker=dict(size=5),
+        figure.add_scatter(x=list(range(len(axes))), y=[_UNSET if axis.places[system] is None else axis.places[system] for axis in axes], mode="lines+markers", name=plain(system), marker=dict(size=5),
                            line=dict(color=PALETTE[n % len(PALETTE)], width=4 if system == baseline else 2, dash=DASHES[n//len(PALETTE) % len(DASHES)]))
     return figure
 
@@ -207,7 +219,7 @@ class ParallelView(anywidget.AnyWidget):
           item.onpointerenter = item.onfocus = () => light(line.name); item.onpointerleave = item.onblur = () => light(null);
           return item;
         }));
-        count.textContent = Object.keys(brushes).length ? `${chosen.size} of ${lines.length} systems are within the brushes` : `${lines.length} systems; drag along an axis to brush it`;
+        count.textContent = Object.keys(brushes).length ? `${chosen.size} of ${lines.length} systems are within the brushes` : `${lines.length} systems; drag along an axis to brush it, or go to it with Tab and use the arrows, Shift and Enter`;
         clear.style.visibility = Object.keys(brushes).length ? "" : "hidden";
         if (active) box.querySelector(`[data-axis="${CSS.escape(active)}"]`)?.focus({ preventScroll: true });
       };
@@ -267,7 +279,7 @@ class Parallel:
         # The names of axes are made visible once, for brushes come back under the name that was sent.
         self.names = {visible(axis.name): axis.name for axis in axes}
         stay = {name: ends for name, ends in self.widget.brushes.items() if name in self.names}
-        said = lambda axis, system: "not set" if axis.places[system] is None else say_value("", axis.values[system]) if axis.kind != "category" else visible(axis.values[system])
+        said = lambda axis, system: "not set" if axis.places[system] is None else visible(axis.values[system]) if axis.kind == "category" else say_value("", axis.values[system]) if axis.metric else f"{axis.values[system]:.6g}"
         lines = [{"name": visible(system), "baseline": system == baseline, "colour": PALETTE[n % len(PALETTE)], "dash": ("", "7 4", "2 3", "9 3 2 3")[n//len(PALETTE) % 4],
                   "places": [axis.places[system] for axis in axes], "texts": [said(axis, system) for axis in axes]} for n, system in enumerate(systems)]
         self.chosen = self._within(stay)

@@ -27,6 +27,7 @@ from .markup import Markup, act_box, act_button, act_field
 
 # %% ../../nbs/widgets/41_runtable.ipynb #88f00a1b
 SEEDS = ("seed", "random_state", "data_seed")  # Last part of the names of parameters that only say which throw of the dice it was
+_PLACE = "output_dir"  # Where a run lies, which no two runs may share
 
 def flat_params(
     params:pd.DataFrame, # system, name, value; a value may be a dictionary, or one written as JSON
@@ -45,7 +46,8 @@ def _leaves(name, value):
 def _said(value) -> str:
     if value is None or (isinstance(value, float) and np.isnan(value)): return "none"
     if isinstance(value, bool): return str(value).lower()
-    if isinstance(value, float): return f"{value:.6g}"
+    # Six digits where they say all of it: what looks the same is the same.
+    if isinstance(value, float): return short if float(short := f"{value:.6g}") == value else repr(float(value))
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False, default=str) if isinstance(value, (list, tuple, dict)) else str(value)
 
 # %% ../../nbs/widgets/41_runtable.ipynb #0e4b70c2
@@ -59,8 +61,9 @@ def seed_groups(
     of = {}
     for system, name, value in zip(*(flat[column].tolist() for column in ("system", "name", "value"))): of.setdefault(system, {})[name] = _said(value)
     for system in systems:
-        rest = {name: value for name, value in of.get(system, {}).items() if name.rsplit(".", 1)[-1] not in SEEDS}
-        seeded = len(rest) < len(of.get(system, {}))
+        own = {name: value for name, value in of.get(system, {}).items() if name != _PLACE}
+        rest = {name: value for name, value in own.items() if name.rsplit(".", 1)[-1] not in SEEDS}
+        seeded = len(rest) < len(own)
         found[system] = first.setdefault(tuple(sorted(rest.items())), system) if seeded else system
     return found
 
@@ -232,7 +235,9 @@ class RunTable:
         key = (id(params), list(dict.fromkeys(frame["system"].tolist())), self.excluded)
         if key != self._key:
             self._key, self.params = key, self._flat[~self._flat["system"].isin(self.excluded)]
-            self.members, self._told = seed_groups(self.params, key[1], flat=True), (None, [])
+            members, self._told = seed_groups(self.params, key[1], flat=True), (None, [])
+            # Where no two are alike there is nothing to group, and no box to take the grouping back.
+            self.members = members if len(set(members.values())) < len(members) else {}
         self.draw()
 
     def handle(self, act, value, on=None):
@@ -251,20 +256,19 @@ class RunTable:
         members = self.members if self.grouped else {}
         self.systems, base = _in_order(self.frame, self.params, self.baseline, members), members.get(self.baseline, self.baseline)
         # Another slice or metric changes no parameter.
-        if (key := (self.grouped, self.systems)) != self._told[0]: self._told = key, _param_rows(self.params, members, base, self.systems)
+        if (key := (bool(members), self.systems)) != self._told[0]: self._told = key, _param_rows(self.params, members, base, self.systems)
         rows = _value_rows(self.frame, members, base, self.systems) + self._told[1]
         words = self.query.lower().split()
         found = [row for row in rows if (self.all or row.differs or len(self.systems) < 2) and all(word in visible(row.name).lower() for word in words)]
         self.shown = found[:self.n_sent]
-        table = run_table_html(self.systems, self.shown, base, self.transposed, None if self.grouped else self._tools)
+        table = run_table_html(self.systems, self.shown, base, self.transposed, None if members else self._tools)
         more = act_button("more", "", f"Show {min(self.page, len(found) - len(self.shown)):,} more") if len(found) > len(self.shown) else ""
         none = "" if found else f"<p>{escape('Nothing has that name.' if words else 'All systems agree in everything: tick “all rows” to see it.')}</p>"
         self.markup.html = f'{self._bar(len(found), len(rows))}{table if found else ""}{none}{more}'
 
     def _bar(self, n_found, n_all) -> str:
-        grouping = len(set(self.members.values())) < len(self.members)
         boxes = [act_box("all", "", "all rows", self.all, "Show rows in which all systems agree, too"), act_box("transpose", "", "systems as rows", self.transposed)]
-        if grouping: boxes.append(act_box("group", "", "group by seed", self.grouped, "Show runs that differ by their seed alone as one, with their spread"))
+        if self.members: boxes.append(act_box("group", "", "group by seed", self.grouped, "Show runs that differ by their seed alone as one, with their spread"))
         out = "".join(f"<span>{act_button('include', at, f'{visible(name)} ↩', f'Take {visible(name)} back in')}</span>" for at, name in enumerate(self.excluded))
         left = f'<div class="llmops-tools"><span>Left out:</span>{out}</div>' if self.excluded else ""
         count = f'<span role="status" style="{_SMALL}">{_count_words(n_found, n_all, len(self.shown))}. ★ best, bold: unlike the baseline</span>'

@@ -40,7 +40,7 @@ def _row(at, row, tasks, reach, known) -> str:
     sign, say = sign_of(row.verdict), lambda value, signed=False: say_value(row.metric, value, signed)
     colour = {"▲": "#009e73", "▼": "#d55e00"}.get(sign, "var(--jp-brand-color1,#0072b2)")
     bar = interval_html(row.delta, row.low, row.high, -reach, reach, 0.0, colour)
-    button = f'<td style="{_TD}">{act_button("slice", at, "examples") if row.rule in known else ""}</td>' if known else ""
+    button = f'<td style="{_TD}">{act_button("slice", at, "examples", f"Read the examples of {row.system} where {row.rule}") if row.rule in known else ""}</td>' if known else ""
     task = f'<td style="{_TD}">{escape(row.task)}</td>' if tasks else ""
     p_value = f"{row.p_adjusted:.2g}" if row.p_adjusted == row.p_adjusted else "–"
     return (f'<th scope="row" style="{_RULE};font-weight:400">{escape(row.rule)}</th><td style="{_RULE}">{escape(row.system)}</td>{task}<td style="{_TD}">{escape(row.metric)}</td><td style="{_TD}">{int(row.n):,}</td><td style="{_TD}">{say(row.value)}</td>'
