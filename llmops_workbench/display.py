@@ -130,7 +130,7 @@ def theme(
     figure.update_layout(template=go.layout.Template(layout={
         "colorway": PALETTE, "paper_bgcolor": "rgba(0,0,0,0)", "plot_bgcolor": "rgba(0,0,0,0)", "font": {"color": "#777777", "size": 12},
         "xaxis": line, "yaxis": line, "margin": {"l": 60, "r": 20, "t": 50, "b": 45}, "title": {"font": {"size": 15}, "x": 0.01},
-        "hoverlabel": {"align": "left"}, "legend": {"bgcolor": "rgba(0,0,0,0)"}, "colorscale": {"sequential": "Viridis"}}))
+        "hoverlabel": {"align": "left"}, "shapedefaults": {"line": {"color": "#888888"}}, "legend": {"bgcolor": "rgba(0,0,0,0)"}, "colorscale": {"sequential": "Viridis"}}))
     for name in plotly.io.renderers:
         renderer = plotly.io.renderers[name]
         if hasattr(renderer, "config"): renderer.config = {**(renderer.config or {}), **PLOTLY_CONFIG}

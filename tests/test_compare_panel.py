@@ -310,7 +310,7 @@ def test_a_still_line_does_not_pass_a_value_that_a_system_lacks(result):
     line = next(trace for trace in figure.data if trace.name == "base")
     at = [axis.name for axis in axes].index("rate")
     assert list(line.x) == list(range(len(axes))) and figure.layout.yaxis.range[0] < line.y[at] < 0
-    assert [(int(note.x), note.y) for note in figure.layout.annotations if note.text == "not set"] == [(at, line.y[at])]
+    assert [(int(note.x), note.y, note.yanchor) for note in figure.layout.annotations if note.text == "not set"] == [(at, line.y[at], "top")]
 
 
 def test_a_system_has_one_colour_in_all_charts():
@@ -329,6 +329,8 @@ def test_a_system_has_one_colour_in_all_charts():
 
 def test_no_bar_holds_losses_and_gains():
     figure = compared().figure("examples:")
+    # The line between them is seen on white and on black.
+    assert figure.layout.template.layout.shapedefaults.line.color == "#888888" and not figure.layout.shapes[0].line.color
     for trace in figure.data: assert np.abs(trace.x).min() == pytest.approx((trace.x[1] - trace.x[0])/2)
 
 

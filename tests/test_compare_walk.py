@@ -101,6 +101,9 @@ def test_two_tuned_runs_and_their_base_are_compared_read_brushed_and_exported(ru
         page.get_by_role("heading", name="Curves").scroll_into_view_if_needed()
         page.get_by_text("loss over step").wait_for(timeout=30_000)
         page.wait_for_timeout(800)
+        lowest, top = page.evaluate("""() => [Math.max(...[...document.querySelectorAll('.llmops-par-line')].flatMap(line => [...line.points].map(point => point.y))),
+                                              [...document.querySelectorAll('.llmops-par-tick')].find(tick => tick.textContent === 'not set').getBBox().y]""")
+        assert lowest + 2 <= top  # no line through the words
         picture("4-curves")
         words = lambda: page.locator(".gtitle:visible").last.evaluate("e => getComputedStyle(e).fill")
         black = words()

@@ -119,12 +119,13 @@ def parallel_figure(
     most = max(7, 100//max(len(axes), 1))  # Characters that have room between two axes
     figure = theme(go.Figure(layout=dict(title="Parameters and metrics of each system", height=380, showlegend=True,
                                          xaxis=dict(tickvals=list(range(len(axes))), ticktext=[plain(_short(axis.name, most)) for axis in axes], range=[-0.3, max(len(axes) - 0.4, 0.3)]),
-                                         yaxis=dict(range=[_UNSET - 0.08, 1.1], showticklabels=False, showgrid=False))))
+                                         yaxis=dict(range=[_UNSET - 0.1, 1.1], showticklabels=False, showgrid=False))))
     for at, axis in enumerate(axes):
         figure.add_shape(type="line", x0=at, x1=at, y0=0, y1=1, xref="x", yref="y", line=dict(color="#888888", width=1))
         ticks = axis.ticks if axis.kind == "category" else (axis.ticks[0], axis.ticks[-1])[:len(axis.ticks)]
         for place, text in (*ticks, *([(_UNSET, "not set")] if None in axis.places.values() else [])):
-            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, most)), showarrow=False, xanchor="left", yanchor="bottom", xref="x", yref="y", font=dict(size=10))
+            # Above its place, but below the lines that come from above.
+            figure.add_annotation(x=at + 0.03, y=place, text=plain(_short(text, most)), showarrow=False, xanchor="left", yanchor="top" if place == _UNSET else "bottom", xref="x", yref="y", font=dict(size=10))
     for n, system in enumerate(axes[0].places if axes else ()):
         figure.add_scatter(x=list(range(len(axes))), y=[_UNSET if axis.places[system] is None else axis.places[system] for axis in axes], mode="lines+markers", name=plain(system), marker=dict(size=5),
                            line=dict(color=PALETTE[n % len(PALETTE)], width=4 if system == baseline else 2, dash=DASHES[n//len(PALETTE) % len(DASHES)]))
@@ -165,7 +166,7 @@ class ParallelView(anywidget.AnyWidget):
         const { axes = [], lines = [] } = model.get("picture"), brushes = model.get("brushes"), chosen = new Set(model.get("chosen"));
         const active = el.contains(document.activeElement) ? document.activeElement.dataset.axis : null;
         const width = Math.max(box.clientWidth || 640, 96 * axes.length + 60), n = axes.length, gap = n > 1 ? (width - LEFT - RIGHT) / (n - 1) : 0;
-        const x = (at) => n > 1 ? LEFT + at * gap : width / 2, y = (place) => place === null ? H - 8 : TOP + (1 - place) * (H - TOP - FOOT);
+        const x = (at) => n > 1 ? LEFT + at * gap : width / 2, y = (place) => place === null ? H - 18 : TOP + (1 - place) * (H - TOP - FOOT);
         const svg = shape("svg", { width, height: H, role: "group", "aria-label": "systems as lines across parameters and metrics" });
         for (const line of [...lines].sort((a, b) => chosen.has(a.name) - chosen.has(b.name))) {
           const points = line.places.map((place, at) => `${x(at)},${y(place)}`).join(" ");
