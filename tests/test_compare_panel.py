@@ -339,6 +339,10 @@ def test_hostile_names_are_text_everywhere(result):
     assert HOSTILE.split(" |")[0] in harmless(leaderboard_html(leaderboard(frame)))
     slices = pd.DataFrame([dict(system=HOSTILE, task=HOSTILE, metric=HOSTILE, rule=HOSTILE, n=4, value=0.1, rest_value=0.2, delta=-0.1, low=-0.2, high=0.0, p_adjusted=0.5, verdict="not distinguishable at n = 4")])
     assert HOSTILE.split(" |")[0] in harmless(slices_html(slices, [HOSTILE]))
+    # A button that says no more than "examples" is told from its neighbours by what is read out.
+    assert ("aria-label", f"Read the examples of {HOSTILE} where {HOSTILE}") in Tags(slices_html(slices, [HOSTILE])).attributes
+    turned = pair_html(result.examples.iloc[0].to_dict() | {"prediction": "safe \u202egnp.exe", "system": "a\u2066b"}, "base")
+    assert not {"\u202e", "\u2066"} & set(turned) and "⟦U+202E⟧" in turned and "⟦U+2066⟧" in turned
     row = result.examples.iloc[0].to_dict() | {"prediction": HOSTILE, "baseline_prediction": HOSTILE + "x", "input": HOSTILE, "references": [HOSTILE], "system": HOSTILE}
     for against in ("baseline", "reference", "before"): assert HOSTILE.split(" |")[0] in harmless(pair_html(row, HOSTILE, against))
     assert "<img" not in scatter_figure(frame, (HOSTILE, "latency_s"), (HOSTILE, "rougeL")).update_traces(customdata=None).to_json().replace("\\u003c", "<")
