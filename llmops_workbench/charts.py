@@ -68,7 +68,8 @@ def change_figure(
     "How many examples gained and lost how much, for each system."
     from llmops_workbench.display import plain
     from llmops_workbench.marks import PALETTE
-    figure = _chart(title, 320, barmode="group", xaxis=dict(title="points of 100, losses left, gains right", range=[-106, 106]), yaxis=dict(title="examples"))
+    sides = "losses left, gains right" if METRICS[metric].higher_is_better else "gains left, losses right"
+    figure = _chart(title, 320, barmode="group", xaxis=dict(title=f"points of 100, {sides}", range=[-106, 106]), yaxis=dict(title="examples"))
     edges = np.linspace(-100, 100, 21)  # none of the bars holds losses and gains
     for at, (system, delta) in enumerate(deltas.items()):
         if delta is None: continue

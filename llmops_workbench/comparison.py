@@ -28,7 +28,7 @@ from .fronts import pareto_front
 from .measures import COSTS, METRICS
 from .metrics import read_options, suitable_metrics
 from .outcomes import all_outcomes
-from .params import Between
+from .params import Between, check_parameters
 from .seeds import group_runs
 from .shelf import StatisticsShelf
 from .significance import needed_resamples
@@ -87,7 +87,7 @@ def answer(
     done, notes = question.tasks(), []
     tasks = [task for task, names in done.items() if len(names) == len(question.systems)]
     if not tasks:
-        told = "; ".join(f"{name}: {', '.join(sorted(task for task, names in done.items() if name in names))}" for name in question.systems)
+        told = "; ".join(f"{name}: {', '.join(sorted(task or 'answers without a task' for task, names in done.items() if name in names)) or 'nothing'}" for name in question.systems)
         raise ParameterValueError(explain(f"The systems have no task in common ({told})", "They are compared task by task", "Choose runs of the same task" if question.masks is None else "Choose more examples"))
     if alone := sorted(task for task, names in done.items() if names and task not in tasks): notes.append(f"Left out, since not every system did it: {', '.join(alone)}.")
     pairings = [question.pair(task) for task in tasks]
@@ -164,7 +164,7 @@ class Comparison(Result):
 
     @cached_property
     def slices(self) -> pd.DataFrame:
-        "Where a system is weak: system, task, metric, against, rule, n, value, rest_value, delta, low, high, p_value, p_adjusted, verdict."
+        "Where a system is weak in the main metric of its task: system, task, metric, against, rule, n, value, rest_value, delta, low, high, p_value, p_adjusted, verdict."
         n_tasks, alpha, found = len(self.pairings), 1 - self.question.confidence, []
         for paired, (main, *_) in zip(self.pairings, self.metrics):
             worse = self.frame[(self.frame["task"] == paired.task) & (self.frame["metric"] == main) & (self.frame["verdict"] == "worse")]["system"]
@@ -206,9 +206,10 @@ class Comparison(Result):
     ) -> pd.DataFrame:          # system, task, x, y, on_front
         "What cannot be had better without paying more; `ParameterValueError` for a figure that no system has."
         task = self.tasks[0] if task is None else task
+        if task not in self.tasks: raise ParameterValueError(explain(f"There is no task '{task}'", f"The tasks are: {', '.join(self.tasks)}", suggest(str(task), self.tasks)))
         rows = self.frame[self.frame["task"] == task].pivot(index="system", columns="metric", values="value").reindex(self.question.systems)
         for name in {name for system in self.systems.values() for name in system.measured} - set(rows): rows[name] = pd.Series({s: system.measured.get(name) for s, system in self.systems.items()}, dtype=float)
-        y = y or self.metrics[self.tasks.index(task)][0] if task in self.tasks else y
+        y = y or self.metrics[self.tasks.index(task)][0]
         for name in (x, y):
             if name not in rows: raise ParameterValueError(explain(f"No system has the figure '{name}'", f"There are: {', '.join(map(str, rows))}", suggest(str(name), rows)))
         ways = {name: name in METRICS and METRICS[name].higher_is_better for name in (x, y)}
@@ -233,11 +234,14 @@ class Comparison(Result):
     ) -> "Comparison":
         "Another question to the same answers: what `compare` would say of them, from the counts that are kept."
         question = self.question
-        systems = question.systems if systems is None else tuple(systems)
+        systems = question.systems if systems is None else tuple(dict.fromkeys(systems))
         for name in systems: _check_system(name, question.found, "to be compared")
         if not systems: raise ParameterValueError(explain("No system is left to compare", "One or more are wanted", "Name some"))
         if baseline is None: baseline = question.baseline if question.baseline in systems else systems[0]
         _check_system(baseline, systems, "to be the baseline")
+        for group, own in (groups or {}).items():
+            for name in own: _check_system(name, question.found, f"in the group '{group}'")
+        if test is not None: check_parameters(compare, {"test": test})
         masks = question.masks if rows is None else None if isinstance(rows, str) and rows == "all" else self._masks(rows)
         return answer(replace(question, systems=systems, baseline=baseline, wanted=question.wanted if metrics is None else list(metrics), masks=masks, test=test or question.test,
                               groups=groups or question.groups, slices=slices))
@@ -296,7 +300,7 @@ def _sentences(result) -> list:
         if kind == "quality" and delta == delta: said.setdefault((task, system), []).append(f"{metric} {value:.3g} ({delta:+.3g}{'' if low != low else f', {low:+.3g} to {high:+.3g}'}): {verdict}")
     found += [f"{system}{' on ' + task if task else ''}: {'; '.join(lines)}." for (task, system), lines in said.items()]
     for system in result.question.systems:
-        lost = [max(paired.counts[system][name] for paired in result.pairings) for name in ("n_unscored", "n_unpaired")]
+        lost = [sum(paired.counts[system][name] for paired in result.pairings) for name in ("n_unscored", "n_unpaired")]
         if any(lost): found.append(f"{system}: {lost[0]:,} answers failed or are missing and {lost[1]:,} examples have no answer by another system; they were left out.")
     for paired, names in zip(result.pairings, result.metrics):
         for metric in names:
@@ -318,7 +322,7 @@ def _said_of_front(result) -> list:
     if "front" not in result.figures(): return []
     front = result.front()
     names, behind = (front.loc[front["x"].notna() & front["y"].notna() & (front["on_front"] == on), "system"].tolist() for on in (True, False))
-    return [f"For {result.metrics[0][0]} against waiting time, {', '.join(names)} cannot be bettered{f'; {chr(44).join(behind)} can'.replace(',', ', ') if behind else ''}."]
+    return [f"For {result.metrics[0][0]} against waiting time, {', '.join(names)} cannot be bettered" + (f"; {', '.join(behind)} can." if behind else ".")]
 
 def _said_of_groups(result) -> list:
     if not len(result.groups): return []
@@ -369,6 +373,7 @@ def compare(
     seed:int=0,                                             # Fixes the bootstrap samples and the yardsticks' examples
 ) -> Comparison:
     "Hold systems against a baseline; `ParameterValueError` when they have no example in common."
+    check_parameters(compare, {"test": test, "n_resamples": n_resamples, "confidence": confidence, "max_examples": max_examples})
     def yardstick(name, examples):
         frame = read_dataset(dataset).frame
         require_columns(frame, ["id", text_column], "the columns of a yardstick", f"'{dataset}'")

@@ -49,6 +49,8 @@ def _differences(paired, metric, baseline, test, confidence) -> dict:
         p_values = np.where(plain, p_values, np.maximum(graded, [least_p(n) for n in mended + broken]))
     low, high = _ends(scatter, confidence, n)
     error = scatter.std(1)
+    # Draws without a value are left out.
+    for i in np.flatnonzero(np.isnan(error) & ~np.isnan(scatter).all(1)): error[i] = np.nanstd(scatter[i])
     unknown = (n < 2) | (np.arange(len(systems)) == at)
     return {"delta": np.where(np.arange(len(systems)) == at, np.nan, deltas), **{name: np.where(unknown, np.nan, column) for name, column in
             (("delta_low", low), ("delta_high", high), ("p_value", p_values), ("error", error))}, "n": n, "test": np.where(plain, "McNemar", test).astype(object), "mended": mended, "broken": broken}
@@ -77,7 +79,9 @@ def _swapped(paired, metric, systems, baseline, deltas, both) -> np.ndarray:
     moved = products("swap", np.ascontiguousarray(changes.T, np.float32 if whole else float), paired.n_resamples, paired.seed).astype(float)
     moved = moved.reshape(len(moved), len(systems), -1).swapaxes(0, 1)
     own, theirs = (np.stack([(part*mask[:, None]).sum(0) for part, mask in zip(parts, both)])[:, None] for parts in (blocks, [base]*len(blocks)))
-    return randomised_p_value(paired.read(metric, own - moved) - paired.read(metric, theirs + moved), deltas)
+    one, other = paired.read(metric, own - moved), paired.read(metric, theirs + moved)
+    # Differences of large values are rounded more; swaps that tie have to stay ties.
+    return randomised_p_value(one - other, deltas, 1e-12*np.maximum(1, np.abs(one).max(1)))
 
 # %% ../nbs/09_contrasts.ipynb #be657cde
 def all_pairs(

@@ -10,7 +10,7 @@ slice or a system less is arithmetic, never a text scored again. What may be cla
 __all__ = ['SAME', 'Counted', 'Table', 'Evidence', 'gather', 'products', 'Paired', 'pair']
 
 # %% ../nbs/09_evidence.ipynb #d250f0c6
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property, lru_cache
 import numpy as np
@@ -28,7 +28,7 @@ class Counted:
     columns:np.ndarray   # Places of its counts in the table of the task; the last says whether the example has a value
     offsets:np.ndarray   # What each count has beyond its column
     values:np.ndarray    # Value of each example, NaN where there is none
-    rows:np.ndarray      # Counts of each answer, before repeats are added up
+    rows:np.ndarray      # Counts of each answer, before repeats are added up; zeros where it has no value
     read:object          # Function from sums of counts, shape `(..., k)`, to values
     signature:str|None   # What exactly was computed
 
@@ -64,9 +64,13 @@ class Table:
         return found
 
 def _split(table) -> np.ndarray:
-    "Columns as 32-bit floats: where these lose something, coarse ones, of which every sum is exact, and what is left. Three times as fast as 64 bits, and right to the twelfth digit."
+    "Columns as 32-bit floats: where these lose something, coarse ones, of which every sum is exact, and what is left. Three times as fast as 64 bits, and right to about ten digits of the largest sum."
     if table.dtype == np.float32: return table[None]
-    unit = 2.0**np.ceil(np.log2(np.maximum(np.abs(table).max(1, keepdims=True)*table.shape[1], 1e-30)/2**24))
+    n, most = table.shape[1], np.abs(table).max(1, keepdims=True)*table.shape[1]
+    # What 32 bits cannot hold stays as it is.
+    if ((most > 1e35) | ((most > 0) & (most < 1e-20))).any(): return table[None]
+    # Each value may be rounded up by half a unit, and still no sum leaves the whole numbers of 24 bits.
+    unit = 2.0**np.ceil(np.log2(np.where(most > 0, most, 1)/max(2**24 - n/2, 2**23)))
     coarse = np.rint(table/unit)*unit
     return np.stack([coarse, table - coarse]).astype(np.float32)
 
@@ -81,7 +85,8 @@ class Evidence:
     firsts:dict            # System -> the first of them for each example, -1 without any
     unscored:dict          # System -> how many of its answers to each example failed or are missing
     references:dict        # System -> a number for each example that is the same where references are
-    options:dict=field(default_factory=dict)  # For `score`, such as lowercase; database applies to all examples, shelf is a function that opens one
+    options:dict=field(default_factory=dict)  # For `score`, such as lowercase; database applies to all examples
+    shelf:Callable|None=None                  # () -> a `StatisticsShelf` or None; asked when something is scored
     table:Table=field(default_factory=Table)
     counted:dict=field(default_factory=dict)  # (system, metric) -> Counted
 
@@ -113,28 +118,34 @@ class Evidence:
 
     def count(self, metrics):
         "Score what was not scored yet."
+        scored = {}
         for system, frame in self.frames.items():
             missing = [metric for metric in metrics if metric not in COSTS and (system, metric) not in self.counted]
-            if missing and len(frame): self._score(system, frame, missing)
+            if missing and len(frame): scored[system] = missing, self._score(frame, missing)
+        for system, (missing, found) in scored.items():
+            for metric in missing:
+                counts, read = np.asarray(found.counts[metric], float), lambda sums, metric=metric, found=found: found.value(metric, sums)
+                # A system of which nothing was scored has as many counts as the others.
+                if not found.n_scored[metric]: counts = np.zeros((len(counts), next((other.counts[metric].shape[1] for own, other in scored.values() if metric in own and other.n_scored[metric]), 2)))
+                self._keep(system, metric, counts, found.frame[metric].to_numpy(float), read, found.signatures[metric])
+        for system, frame in self.frames.items():
             for cost in [name for name in COSTS if name in frame and (system, name) not in self.counted and frame[name].notna().any()]:
                 known = frame[cost].notna().to_numpy(float)
                 self._keep(system, cost, np.column_stack([frame[cost].fillna(0), known]), frame[cost].to_numpy(float), _mean, None)
 
-    def _score(self, system, frame, metrics):
-        given = {name: value for name, value in self.options.items() if name not in ("database", "shelf")} | {"shelf": self.options["shelf"]() if self.options.get("shelf") else None}
+    def _score(self, frame, metrics):
+        given = {name: value for name, value in self.options.items() if name != "database"} | {"shelf": self.shelf() if self.shelf else None}
         if self.databases: given["database"] = [self.databases.get(example) for example in frame["id"]]
         given["columns"] = {name: frame[name].tolist() for name in {METRICS[metric].column for metric in metrics} & {*frame}}
-        found = score(frame["prediction"], frame["references"], metrics, **given)
-        for metric in metrics:
-            read = lambda counts, metric=metric: found.value(metric, counts)
-            self._keep(system, metric, np.asarray(found.counts[metric], float), found.frame[metric].to_numpy(float), read, found.signatures[metric])
+        return score(frame["prediction"], frame["references"], metrics, **given)
 
     def _keep(self, system, metric, rows, values, read, signature):
-        at, n, known = self.places[system], len(self.ids), ~np.isnan(values)
+        # An endless value is none: no mean and no interval could hold it.
+        at, n, known = self.places[system], len(self.ids), np.isfinite(values)
         add = lambda column: np.bincount(at, column, n)
         scored = add(known.astype(float))
         with np.errstate(invalid="ignore", divide="ignore"): mean = add(np.where(known, values, 0))/np.where(scored > 0, scored, np.nan)
-        rows = np.where(known[:, None], rows, 0)
+        if not known.all(): rows = np.where(known[:, None], rows, 0)
         places, offsets = zip(*(self.table.add(add(column)) for column in rows.T), self.table.add((scored > 0).astype(float)))
         self.counted[system, metric] = Counted(np.array(places), np.array(offsets), mean, rows, read, signature)
 
@@ -145,6 +156,7 @@ def _plain(value): return tuple(value) if isinstance(value, (list, np.ndarray)) 
 def gather(
     frames:Mapping,  # System -> frame of `as_system`
     task:str,        # One task
+    shelf=None,      # () -> a `StatisticsShelf` or None; None: nothing is kept
     **options,       # For `score`, such as lowercase
 ) -> Evidence:
     "What is known of a task, before anything is scored."
@@ -161,7 +173,7 @@ def gather(
         own, first = np.unique(places[name], return_index=True)
         firsts[name][own] = first
         references[name][own] = [codes.setdefault(tuple(texts), len(codes)) for texts in kept[name]["references"].iloc[first]]
-    return Evidence(task, ids, kept, places, firsts, unscored, references, options)
+    return Evidence(task, ids, kept, places, firsts, unscored, references, options, shelf)
 
 # %% ../nbs/09_evidence.ipynb #55b8530a
 _KEPT, _CHUNK = 20_000_000, 4_000_000  # Draws kept for the next question; draws turned into floats at once

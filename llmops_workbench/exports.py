@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from .display import escape, result_parts, static_face, visible
+from .display import html_page, result_parts, static_face, visible
 from .errors import ParameterValueError, explain, suggest
 from .measures import METRICS, lower_is_better
 from .settings import load_settings, workspace_dir, write_atomically
@@ -163,8 +163,8 @@ def _latex_cell(cell, metric, intervals) -> str:
     value = rf"\mathbf{{{value}}}" if cell["best"] else value
     half = max(cell["high"] - cell["value"], cell["value"] - cell["low"])
     # An interval of no width leaves a rounding error.
-    half = half if abs(half) > 1e-9*abs(cell["value"]) else 0.0
-    spread = rf" \pm {_latex_number(metric, half)}" if intervals == "pm" and np.isfinite(half) else ""
+    half = 0.0 if abs(half) <= 1e-9*abs(cell["value"]) else half
+    spread = rf" \pm {_latex_number(metric, half)}" if intervals == "pm" and _interval(cell, metric) else ""
     sign = {"▲": "^{+}", "▼": "^{-}"}.get(sign_of(cell["verdict"]), "")
     ends = ", ".join(_latex_number(metric, cell[end]) for end in ("low", "high"))
     brackets = rf" {{\footnotesize $[{ends}]$}}" if intervals == "brackets" and _interval(cell, metric) else ""
@@ -196,18 +196,13 @@ def to_csv(
     return guard_formulas(pd.DataFrame(found))[0].to_csv(index=False)
 
 # %% ../nbs/09_exports.ipynb #8bbef94c
-_STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:76em;margin:2em auto;padding:0 1em}table{border-collapse:collapse;font-size:.93em}
-td,th{padding:3px 10px;border-bottom:1px solid #8883;vertical-align:top}img{max-width:100%;height:auto;background:#fff}"""
-
 def to_page(
     result,             # A `Result`, or the parts of a `static_face`
     title:str="Comparison",
 ) -> str:               # An HTML document
     "A result as a page of its own."
     parts = result_parts(result) if hasattr(result, "words") else result
-    policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
-    return (f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><meta http-equiv="Content-Security-Policy" content="{policy}"><title>{escape(title)}</title><style>{_STYLE}</style></head>'
-            f"<body>{static_face(parts, title)}</body></html>\n")
+    return html_page(title, static_face(parts, title))
 
 def save_page(
     page:str,               # From `to_page`

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from .display import escape, paragraphs, table_html
+from .display import escape, html_page, paragraphs, table_html
 from .records import RunRecord
 
 # %% ../nbs/30_report.ipynb #dcd504b3
@@ -79,14 +79,9 @@ def make_report(
              "<h2>Where things lie</h2>", table_html(pd.DataFrame((places or {}).items(), columns=["what", "where"]), max_chars=1000),
              f"<h2>Next</h2>{table_html(pd.DataFrame(next_steps, columns=['type', 'to']), max_chars=1000)}" if next_steps else "",
              f"<h2>Made with</h2>{_environment_html(steps)}"]
-    return f'<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8"><title>{escape(name)}</title><style>{_STYLE}</style></head><body>{"".join(parts)}</body></html>\n'
+    return html_page(name, "".join(parts))
 
 # %% ../nbs/30_report.ipynb #613ab97f
-_STYLE = """:root{color-scheme:light dark}body{font:15px/1.5 system-ui,sans-serif;max-width:70em;margin:2em auto;padding:0 1em}
-h1{font-size:1.7em}h2{font-size:1.25em;margin-top:1.8em;border-bottom:1px solid #8884}table{border-collapse:collapse;font-size:.93em}
-td,th{padding:3px 10px;border-bottom:1px solid #8883;vertical-align:top}img{max-width:100%;height:auto;background:#fff}summary{cursor:pointer;font-weight:600}
-code{overflow-wrap:anywhere}"""
-
 def _when(steps, duration_s):
     began = min((step.record.start_time for step in steps if step.record and not step.reused), default=None)
     return (f", {began:%d %B %Y %H:%M} UTC" if began is not None else "") + (f", {_duration(duration_s)}" if duration_s is not None else "")

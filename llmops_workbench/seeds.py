@@ -12,7 +12,8 @@ __all__ = ['GROUPED', 'group_runs']
 # %% ../nbs/09_seeds.ipynb #6d0e3763
 import numpy as np
 import pandas as pd
-from .evidence import Paired
+from .evidence import SAME, Paired
+from .intervals import least_p
 from .measures import METRICS
 from .significance import holm, verdict
 
@@ -40,6 +41,8 @@ def group_runs(
                 if base is not None and part is not base:
                     delta = part["values"].mean() - base["values"].mean()
                     low, high, p_value = _estimate(delta, [part, base], part["samples"] - base["samples"], len(paired.rows), alpha)
+                    # Few examples that differ cannot show much, however alike the runs are.
+                    p_value = np.maximum(p_value, least_p(int((np.abs(part["each"] - base["each"]) > SAME).sum())))
                     row |= {"delta": float(delta), "delta_low": low, "delta_high": high, "p_value": p_value}
                 rows.append(row)
     frame = pd.DataFrame(rows, columns=[*GROUPED, "n", "is_base"])
@@ -54,7 +57,7 @@ def _runs(paired, metric, systems) -> dict|None:
     at = [paired.having(metric).index(name) for name in systems]
     values, over = paired.values(metric)[at], "seeds"
     if len(systems) == 1 and len(repeated := _repeats(paired, metric, systems[0])) > 1: values, over = repeated, "repeats"
-    return {"systems": systems, "values": values, "over": over, "std": float(values.std(ddof=1)) if len(values) > 1 else np.nan, "samples": paired.samples(metric)[at].mean(0)}
+    return {"systems": systems, "values": values, "over": over, "std": float(values.std(ddof=1)) if len(values) > 1 else np.nan, "samples": paired.samples(metric)[at].mean(0), "each": paired.each(metric)[at].mean(0)}
 
 def _repeats(paired, metric, system) -> np.ndarray:
     "Value of each repeat of a system on the examples of the pairing."

@@ -138,21 +138,22 @@ def interval(
 
 # %% ../nbs/09_significance.ipynb #674a73c5
 def difference_p_value(
-    deltas,                    # Resampled differences, candidate minus baseline, shape `(..., n_resamples)`
+    deltas,                    # Resampled differences, candidate minus baseline, shape `(..., n_resamples)`; NaN for a sample without a value, which is left out
     delta,                     # The difference on the examples themselves, shape `(...)`
     convention:str="centred",  # "centred" (two-sided), or "sacrebleu" to reproduce that tool's paired bootstrap
 ):                             # In (0, 1]; never below 1/(n_resamples + 1)
     "Two-sided bootstrap p-value of a paired difference, or of many at once."
     deltas, delta = np.asarray(deltas, float), np.asarray(delta, float)[..., None]
-    if convention == "sacrebleu":
-        scatter = np.abs(deltas) - np.abs(deltas).mean(-1, keepdims=True)
-        return _share(scatter > np.abs(delta))
+    known = ~np.isnan(deltas)
+    sizes = known.sum(-1, keepdims=True)
+    mean = lambda values: np.where(known, values, 0).sum(-1, keepdims=True)/np.where(sizes, sizes, np.nan)
+    if convention == "sacrebleu": return _share(np.abs(deltas) - mean(np.abs(deltas)) > np.abs(delta), sizes[..., 0])
     # A difference of exactly zero must get p = 1, so ties count, with room for rounding in the sums.
-    return _share(np.abs(deltas - deltas.mean(-1, keepdims=True)) >= np.abs(delta) - 1e-12)
+    return _share(np.abs(deltas - mean(deltas)) >= np.abs(delta) - 1e-12, sizes[..., 0])
 
-def _share(extreme):
-    "The sample itself is one of those that could have come out, hence one more in both counts (Davison & Hinkley 1997)."
-    found = (extreme.sum(-1) + 1)/(extreme.shape[-1] + 1)
+def _share(extreme, n):
+    "The sample itself is one of those that could have come out, hence one more in both counts (Davison & Hinkley 1997); NaN where there are none."
+    found = (extreme.sum(-1) + 1)/np.where(n > 0, n + 1, np.nan)
     return float(found) if np.ndim(found) == 0 else found
 
 # %% ../nbs/09_significance.ipynb #19b2bc1b
@@ -200,9 +201,11 @@ def swap_masks(
 def randomised_p_value(
     deltas,   # Differences after swapping, shape `(..., n_resamples)`
     delta,    # The difference on the examples as they are, shape `(...)`
+    rounding=1e-12,  # Differences no further apart than this are equal; `(...)` or one for all
 ):            # In (0, 1]; never below 1/(n_resamples + 1)
     "Two-sided p-value of approximate randomisation (Noreen 1989; Riezler & Maxwell 2005), or many at once."
-    return _share(np.abs(np.asarray(deltas, float)) >= np.abs(np.asarray(delta, float))[..., None] - 1e-12)
+    deltas = np.asarray(deltas, float)
+    return _share(np.abs(deltas) >= (np.abs(np.asarray(delta, float)) - rounding)[..., None], np.array(deltas.shape[-1]))
 
 # %% ../nbs/09_significance.ipynb #cf635ec3
 def holm(

@@ -10,7 +10,7 @@ are. What a run was made with, what it took and how its metrics went come along.
 __all__ = ['systems_of_run', 'read_curves', 'read_systems']
 
 # %% ../nbs/09_sources.ipynb #875423e4
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 import numpy as np
 import pandas as pd
@@ -104,7 +104,8 @@ def read_systems(
     yardstick,       # Function `(name, examples of the other systems or None) -> frame`
 ) -> dict:           # Name -> System, in the given order
     "All systems in one form; `ParameterValueError` for an empty list or predictions without references."
-    if not systems:
+    if isinstance(systems, str): raise ParameterValueError(explain(f"systems is one text, {systems[:60]!r}", "A list of names is wanted, or a mapping of names to answers", "Pass [text]"))
+    if not len(systems):
         raise ParameterValueError(explain("There is no system to compare", "Two or more are wanted", "Name prompt runs, such as 'run:3f2a91', files of predictions, or yardsticks"))
     found = []
     for name, source in systems.items() if isinstance(systems, Mapping) else ((None, source) for source in systems):
@@ -129,6 +130,7 @@ def _read(source, name, references) -> list:
     if name is None or isinstance(source, str | Path):
         dataset = read_dataset(source)
         return [((dataset.name, "", str(source)), System(as_system(dataset.frame, f"'{dataset.name}'")))]
+    if not isinstance(source, Iterable): raise ParameterValueError(explain(f"'{name}' is {repr(source)[:60]}", "A system is a list of predictions, a frame, or the name of a run, prompt, model or file"))
     values = [_whole(text) for text in source]
     if references is None or len(references) != len(values):
         raise ParameterValueError(explain(f"'{name}' has {len(values)} predictions and there are {0 if references is None else len(references)} references",

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pandas as pd
 from .datasets import require_columns
+from .errors import ParameterValueError, explain
 from .measures import COSTS
 
 # %% ../nbs/09_systems.ipynb #264ef5df
@@ -30,14 +31,26 @@ def as_system(
         if old in frame and new not in frame and new not in renamed.values(): renamed[old] = new
     frame = frame.rename(columns=renamed)
     require_columns(frame, ["id", "prediction", "references"], "the columns of a system", where)
+    if lost := int(frame["id"].isna().sum()):
+        raise ParameterValueError(explain(f"{where} has no id in {lost:,} of its {len(frame):,} rows", "Answers are paired by the id of their example", "Fill in the ids, or take these rows out"))
     system = pd.DataFrame({"id": frame["id"].astype(str), "task": frame["task"].astype(str) if "task" in frame else "",
-                           "repeat": frame["repeat"] if "repeat" in frame else 0, "input": frame["input"] if "input" in frame else "",
+                           "repeat": _as_repeats(frame["repeat"]) if "repeat" in frame else 0, "input": frame["input"] if "input" in frame else "",
                            "prediction": frame["prediction"], "references": [_as_references(value) for value in frame["references"]]})
     failed = frame["error"].fillna("").astype(str).ne("") if "error" in frame else False
     # A crashed or missing answer is not a wrong one: it is left out and counted.
     system["scored"] = system["prediction"].notna() & ~failed & system["references"].map(len).gt(0)
-    more = {str(name): pd.to_numeric(frame[name]) if name in COSTS else frame[name] for name in frame if name not in (*FORM, "error")}
+    more = {str(name): _as_cost(frame[name], where) if name in COSTS else frame[name] for name in frame if name not in (*FORM, "error")}
     return system.assign(**more).reset_index(drop=True)
+
+def _as_cost(column, where) -> pd.Series:
+    numbers = pd.to_numeric(column, errors="coerce")
+    wrong = column[numbers.isna() & column.notna()]
+    if len(wrong): raise ParameterValueError(explain(f"The column '{column.name}' of {where} has {str(wrong.iloc[0])[:40]!r}", "Numbers are wanted, or nothing where it was not measured", "Convert the column"))
+    return numbers.astype(float)
+
+def _as_repeats(column) -> pd.Series:
+    "Numbers as they are; what has an order only as text, as text."
+    return column.fillna(0) if pd.api.types.is_numeric_dtype(column) else column.astype(object).where(column.notna(), 0).astype(str)
 
 def _as_references(value) -> list:
     if isinstance(value, str): return [value]

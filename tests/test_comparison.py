@@ -10,11 +10,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmops_workbench import evidence as evidence_module
+from llmops_workbench import significance as significance_module
 from llmops_workbench.comparison import compare
 from llmops_workbench.contrasts import all_pairs, tabulate
 from llmops_workbench.display import picture
 from llmops_workbench.errors import ParameterValueError, SourceNotFoundError
 from llmops_workbench.evidence import gather, pair
+from llmops_workbench.exports import paper_table, to_latex
 from llmops_workbench.fronts import pareto_front
 from llmops_workbench.models import ScriptedModel
 from llmops_workbench.outcomes import changed_params, regressions, win_tie_loss
@@ -22,7 +24,7 @@ from llmops_workbench.pictures import undrawable
 from llmops_workbench.prompting import run_grid
 from llmops_workbench.seeds import group_runs
 from llmops_workbench.significance import (difference_p_value, flips_p_value, holm, interval, needed_answers, needed_examples, randomised_p_value,
-                                           resample_counts, swap_masks, widen_confidence, widen_p_value)
+                                           drawn_counts, resample_counts, swap_masks, widen_confidence, widen_p_value)
 from llmops_workbench.slices import find_slices, make_rules
 from llmops_workbench.store import open_store
 from llmops_workbench.systems import as_system
@@ -112,6 +114,57 @@ def test_randomisation_is_the_exact_test_on_few_examples(gaps):
     assert abs(randomised_p_value(np.round(drawn, 9), round(gaps.sum(), 9)) - exact) < 0.05
 
 
+@pytest.mark.parametrize("scale", [1, 1e4, 1e7])
+def test_ties_count_in_the_randomisation_whatever_the_size_of_the_values(scale):
+    "Seven differences of eight fall to one side, all equally large: 18 of 256 ways to swap are as clear."
+    for seed in range(4):
+        frames = answers(8, systems=("a", "b"))
+        waits = scale * (1 + np.random.default_rng(seed).random(8))
+        frames = {name: frame.assign(latency_s=waits + gap) for (name, frame), gap in zip(frames.items(), (0, np.array([0.1] * 7 + [-0.1])))}
+        found = compare(frames, metrics=["exact_match"], slices=False, test="randomisation", n_resamples=4000).frame.set_index(["system", "metric"])
+        assert found.loc[("b", "latency_s"), "p_value"] == pytest.approx(18 / 256, abs=0.012)
+
+
+# --- draws and sums, to the last digit
+
+@pytest.mark.parametrize("compiled", ["0", "1"])
+@pytest.mark.parametrize("n, n_resamples", [(1, 30), (2, 301), (3, 301), (64, 70), (1025, 40), (65_537, 70), (1_500_001, 5)])
+def test_draws_are_those_of_numpy_across_chunks(n, n_resamples, compiled, monkeypatch):
+    "Odd sizes, powers of two, and more than one chunk: half of a random word of 64 bits is left for the next."
+    monkeypatch.setenv("LLMOPS_NUMBA", compiled)
+    rng = np.random.default_rng(n)
+    expected = np.stack([np.bincount(rng.choice(n, n), minlength=n) for _ in range(n_resamples)])
+    assert np.array_equal(np.concatenate(list(drawn_counts(n, n_resamples, n))), expected)
+
+
+def test_words_that_would_favour_some_examples_are_refused():
+    "A word of zero is refused by three examples, and one that ends in a row asks for more words."
+    words, counts = np.array([0, 2**31, 0, 0, 2**32 - 1, 1, 5, 2**31, 7], np.uint32), np.empty((2, 3), np.uint16)
+    assert significance_module._tally(words, counts) == 9
+    assert counts.tolist() == [[1, 1, 1], [2, 1, 0]]
+    assert significance_module._tally(words[:8], counts) == -1 and significance_module._tally(words[:4], counts) == -1
+
+
+def summed(column, n_resamples=300):
+    "Sums of one column over samples, as a comparison makes them, and exactly."
+    parts = evidence_module._split(np.array([column], float))
+    drawn = evidence_module.products("bootstrap", parts.reshape(-1, len(column)), n_resamples, 1).astype(float).sum(1)
+    return drawn, np.array([math.fsum(row) for row in np.concatenate(list(resample_counts(len(column), n_resamples, 1))) * column])
+
+
+def test_sums_of_nearly_equal_values_at_the_edge_of_32_bits_are_right():
+    n, rng = 1500, np.random.default_rng(0)
+    edge = 2**24 / n
+    drawn, exact = summed(np.where(rng.random(n) < 0.1, math.ceil(edge) - 1, edge * (1 - 1e-9)) / 1024)
+    assert drawn == pytest.approx(exact, rel=1e-10)
+
+
+@pytest.mark.parametrize("scale", [1e-200, 1e-35, 1e-6, 1.0, 1e6, 1e37, 1e300])
+def test_sums_of_values_of_any_size_are_right(scale):
+    drawn, exact = summed(np.random.default_rng(0).normal(1, 1, 200) * scale)
+    assert drawn == pytest.approx(exact, rel=1e-10, abs=0)
+
+
 # --- false alarms
 
 def swapped_copies(n, trials, seed, spread=0.1):
@@ -137,6 +190,36 @@ def test_a_shuffled_copy_is_told_apart_no_more_often_than_stated(n, test):
     called = (p_values <= 0.05) & ((low > 0) | (high < 0))
     assert called.mean() <= most(0.05, trials)
     assert called.mean() > 0.01, "a test that never speaks tells nothing"
+
+
+def test_samples_without_a_value_are_left_out_of_the_test():
+    "Few of many examples have a waiting time, so that a sample may have none at all."
+    gaps = np.random.default_rng(7).normal(0.1, 0.3, 7)
+    def told(n):
+        waits = [np.concatenate([5 + part, np.full(n - 7, np.nan)]) for part in (0 * gaps, gaps)]
+        frames = {name: frame.assign(latency_s=wait) for (name, frame), wait in zip(answers(n, systems=("a", "b")).items(), waits)}
+        found = compare(frames, metrics=["exact_match"], slices=False)
+        return np.isnan(found.pairings[0].samples("latency_s")).sum(), found.frame.set_index(["system", "metric"]).loc[("b", "latency_s")]
+    lost, row = told(60)
+    _, few = told(7)
+    assert lost and row["p_value"] == pytest.approx(few["p_value"], abs=0.1) and row["p_value"] > 0.05
+    assert pd.notna(row["n_needed"]) and "more examples would tell" in row["verdict"]
+    assert np.isnan(difference_p_value([[np.nan, np.nan]], [0.1])).all()
+
+
+def test_ties_with_chance_count_in_slices():
+    "Yes and no give the same contrast many times; rounding must not make one of them the larger."
+    rules, lost = make_rules(pd.DataFrame({"k": np.repeat(list("abcde"), 40)})), 0
+    for seed in range(10):
+        values = {"a": (np.random.default_rng(seed).random(200) < 0.7) * 1.0}
+        found = find_slices(rules, values, alpha=0.999, n_permutations=400, seed=seed)
+        if not len(found): continue
+        # The same contrasts from whole numbers: each rule picks forty examples.
+        rng = np.random.default_rng(seed)
+        most = [(rules.masks @ values["a"][rng.permutation(200)]).min() for _ in range(400)]
+        assert found["p_adjusted"].iloc[0] == pytest.approx((np.sum(np.array(most) <= (rules.masks @ values["a"]).min()) + 1) / 401)
+        lost += 1
+    assert lost > 5
 
 
 def test_mcnemar_calls_a_shuffled_copy_different_no_more_often_than_stated():
@@ -259,6 +342,10 @@ def test_wrong_questions_say_what_there_is(gaps):
     with pytest.raises(ParameterValueError, match="no task in common"): first.again(rows=["nothing"])
     with pytest.raises(ParameterValueError, match="No rule says"): first.rows_of("language is de")
     with pytest.raises(ParameterValueError, match="No system has the figure 'cost'"): first.front("cost")
+    with pytest.raises(ParameterValueError, match="There is no task 'c'. The tasks are: a, b"): first.front("bleu", task="c")
+    with pytest.raises(ParameterValueError, match="'test' was given 'foo'"): first.again(test="foo")
+    with pytest.raises(ParameterValueError, match="no system 'secnd' in the group 'x'"): first.again(groups={"x": ["secnd", "third"]})
+    assert first.again(systems=["third", "first", "third"]).front("bleu")["system"].tolist() == ["third", "first"]
 
 
 @settings(deadline=None, max_examples=8)
@@ -284,6 +371,60 @@ def test_one_example_has_a_value_and_no_interval():
     assert "NaN" not in json.dumps(found.summary)
     for name in found.figures(): assert "NaN" not in found.figure(name).to_json()
     assert "nan" not in " ".join(found.words())
+
+
+def test_no_interval_is_no_interval_in_latex():
+    table = paper_table(compare({"a": ["a printer"], "b": ["the printer"]}, ["the printer"]).frame)
+    assert "[" not in to_latex(table).split(r"\midrule")[1] and r"\pm" not in to_latex(table, intervals="pm")
+
+
+@pytest.mark.parametrize("given, told", [({"test": "t-test"}, "'test' was given 't-test'"), ({"n_resamples": 0}, "'n_resamples' was given 0"), ({"confidence": 95}, "'confidence' was given 95")], ids=str)
+def test_wrong_settings_are_refused_from_python_too(given, told):
+    with pytest.raises(ParameterValueError, match=told): compare(answers(10), **given)
+
+
+def test_what_is_no_system_is_refused():
+    with pytest.raises(ParameterValueError, match="'a' is None"): compare({"a": None})
+    with pytest.raises(ParameterValueError, match="'a' is 5"): compare({"a": 5})
+    with pytest.raises(ParameterValueError, match="systems is one text"): compare("a.csv")
+    with pytest.raises(ParameterValueError, match="a: nothing; b: nothing"): compare({"a": [], "b": []}, [])
+    frame = answers(10, systems=("a",))["a"]
+    with pytest.raises(ParameterValueError, match="'a' has no id in 2 of its 10 rows"): compare({"a": frame.assign(id=[None, np.nan, *"abcdefgh"])})
+    with pytest.raises(ParameterValueError, match="'latency_s' of 'a' has 'slow'"): compare({"a": frame.assign(latency_s=["slow"] + ["1.5"] * 9)})
+
+
+def test_repeats_of_odd_names_are_repeats():
+    one, other = answers(20, systems=("a", "b")).values()
+    twice = pd.concat([one.assign(repeat="first"), other.assign(repeat=1), one.assign(repeat=None)])
+    row = compare({"a": one, "b": twice}, metrics=["exact_match"], slices=False).groups.set_index("group").loc["b"]
+    assert row["n_runs"] == 3 and np.isfinite(row["values"]).all()
+
+
+def test_an_infinite_value_is_none_and_a_huge_one_is_one():
+    frames = answers(30, systems=("a", "b"))
+    frames = {name: frame.assign(latency_s=[last, *np.linspace(1, 2, 29)]) for (name, frame), last in zip(frames.items(), (1.0, np.inf))}
+    row = compare(frames, metrics=["exact_match"]).frame.set_index(["system", "metric"]).loc[("b", "latency_s")]
+    assert row["value"] == pytest.approx(1.5) and row["n"] == 29 and row[["low", "high", "delta", "p_value"]].notna().all()
+    frames["b"].loc[0, "latency_s"] = 1e300
+    row = compare(frames, metrics=["exact_match"]).frame.set_index(["system", "metric"]).loc[("b", "latency_s")]
+    assert row[["low", "high", "delta_low", "delta_high"]].notna().all() and row["verdict"].startswith("not distinguishable")
+
+
+@pytest.mark.parametrize("test", ["bootstrap", "randomisation"])
+def test_a_system_of_which_a_metric_knows_nothing_stands_beside_the_others(test):
+    frames = answers(20, systems=("a", "b"), confidence=0.8)
+    frames["b"]["confidence"] = None
+    found = compare(frames, metrics=["calibration_error", "exact_match"], test=test)
+    verdicts = found.frame.set_index(["system", "metric"])["verdict"]
+    assert verdicts["b", "calibration_error"] == "nothing was scored" and verdicts["b", "exact_match"].startswith(("not", "worse"))
+    assert found.again(baseline="b").frame.set_index(["system", "metric"]).loc[("a", "calibration_error"), "verdict"] == "the baseline has no such figure"
+
+
+def test_what_was_left_out_is_told_of_all_tasks_together():
+    frames = answers(20, systems=("a", "b"))
+    frames["b"].loc[:2, "prediction"] = None
+    found = compare({name: pd.concat([frame.assign(task="x"), frame.assign(task="y")]) for name, frame in frames.items()}, slices=False)
+    assert any("34 examples" in line for line in found.words()) and any(line.startswith("b: 6 answers failed or are missing") for line in found.words())
 
 
 def test_predictions_that_are_all_missing_say_so():
@@ -415,6 +556,19 @@ def test_costs_of_many_kinds_have_fronts():
     for name in found.figures(): assert "data:image/" in picture(found.figure(name)), name
 
 
+def test_names_with_a_comma_are_told_as_they_are():
+    frames = answers(20, systems=("a,b", "c,d"))
+    found = compare({name: frame.assign(latency_s=1.0 + i) for i, (name, frame) in enumerate(frames.items())}, metrics=["exact_match"], slices=False)
+    told = next(line for line in found.words() if "cannot be bettered" in line)
+    assert "a,b" in told and "c,d" in told
+
+
+@pytest.mark.parametrize("metric, losses", [("ter", "gains left, losses right"), ("token_f1", "losses left, gains right")])
+def test_the_change_of_examples_says_which_side_is_worse(metric, losses):
+    found = compare(answers(20), metrics=[metric], slices=False)
+    assert losses in found.figure("examples:").layout.xaxis.title.text
+
+
 # --- seeds
 
 def tries(rng, n, n_seeds, spread):
@@ -435,6 +589,14 @@ def test_groups_respect_seeds_as_well_as_examples():
         alarms += told["verdict"].iloc[1] in ("better", "worse")
         naive += flips_p_value(*[(sign * (both.each("exact_match")[3] - both.each("exact_match")[0]) > 0).sum() for sign in (1, -1)]) <= 0.05
     assert alarms / runs <= most(0.05, runs) < naive / runs
+
+
+def test_two_examples_tell_no_groups_apart():
+    "However alike seeds are: two examples that fall to one side do so by chance half of the time."
+    def run(word): return pd.DataFrame({"id": ["1", "2"], "prediction": word, "references": "yes"})
+    found = compare({"a0": run("no"), "a1": run("no"), "b0": run("yes"), "b1": run("yes")}, metrics=["exact_match"])
+    told = found.again(groups={"a": ["a0", "a1"], "b": ["b0", "b1"]}).groups
+    assert told["p_value"].iloc[1] == 0.5 and told["verdict"].iloc[1].startswith("not distinguishable")
 
 
 # --- what the systems are
