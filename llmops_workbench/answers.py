@@ -50,10 +50,16 @@ def leaves(
     path:str="", # Where it stands
 ) -> Counter:  # (path, value as text) -> how often
     "The ends of a JSON value with their paths; places in a list are interchangeable, so one extra item costs one item."
-    if isinstance(value, dict) and value: parts = [leaves(item, f"{path}/{key}") for key, item in value.items()]
-    elif isinstance(value, list) and value: parts = [leaves(item, f"{path}/[]") for item in value]
-    else: return Counter([(path, canonical(value))])
-    return sum(parts, Counter())
+    found, waiting = Counter(), [(path, value)]
+    # The list grows while it is read: no depth is too deep.
+    for at, item in waiting:
+        if isinstance(item, dict) and item: waiting.extend((f"{at}/{_step(key)}", part) for key, part in item.items())
+        elif isinstance(item, list) and item: waiting.extend((f"{at}/[]", part) for part in item)
+        else: found[at, canonical(item)] += 1
+    return found
+
+# A key with a slash is one step, and a key [] is no list.
+def _step(key): return key.replace("~", "~0").replace("/", "~1").replace("[]", "~2")
 
 # %% ../nbs/09_answers.ipynb #c2923088
 def f1(

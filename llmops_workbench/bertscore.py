@@ -41,7 +41,7 @@ def cut_at_layer(
         for part in parents: parent = getattr(parent, part, None)
         layers = getattr(parent, name, None)
         if not isinstance(layers, import_torch().nn.ModuleList): continue
-        if not 0 <= layer <= len(layers): raise ParameterValueError(explain(f"bertscore_layer is {layer!r}", f"The model has the layers 0 to {len(layers)}", "Take one of them, or leave it out for the last"))
+        if not (isinstance(layer, int) and 0 <= layer <= len(layers)): raise ParameterValueError(explain(f"bertscore_layer is {layer!r}", f"The model has the layers 0 to {len(layers)}", "Take one of them, or leave it out for the last"))
         setattr(parent, name, layers[:layer])
         return network
     raise ParameterValueError(explain(f"bertscore_layer is {layer} and the layers of a {type(network).__name__} are not known here", "", "Leave it out, which takes the last"))

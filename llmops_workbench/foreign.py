@@ -16,6 +16,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
+import pandas as pd
 
 from .errors import ParameterValueError, explain
 from .likeness import counts_of
@@ -40,10 +41,10 @@ def foreign_value(
     return mean if sentence else mean + counts[..., 2]
 
 def _number(value, name, example):
-    "A value as a number; None is none."
-    if value is None: return np.nan
-    if isinstance(value, str) or np.ndim(value) > 0: raise ParameterValueError(explain(f"The metric '{name}' gave {repr(value)[:60]} for {example}", "It gives a number, or None where there is none"))
-    number = float(value)
+    "A value as a number; None and pandas' NA are none."
+    if value is None or value is pd.NA: return np.nan
+    try: number = float("text" if isinstance(value, str) or np.ndim(value) > 0 else value)
+    except (TypeError, ValueError): raise ParameterValueError(explain(f"The metric '{name}' gave {repr(value)[:60]} for {example}", "It gives a number, or None where there is none")) from None
     if np.isinf(number): raise ParameterValueError(explain(f"The metric '{name}' gave {number} for {example}", "It gives a finite number, or None where there is none"))
     return number
 

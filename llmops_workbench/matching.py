@@ -113,10 +113,10 @@ def _find_words(windows, width, roles, table, kinds, ahead, offsets, padded, siz
                 kind = kinds[j]
                 if kind == 0:
                     near = ahead[j]
-                    while near == 0:
+                    while near == 0 and j < end:
                         j += 8
                         near = ahead[j]
-                    # The lowest byte that is not 0.
+                    # The lowest byte that is not 0; eight where there is none.
                     below = (near & (~near + one)) - one
                     j, matched = min(j + np.int64((((below & highs) >> np.uint64(7)) * ones) >> np.uint64(56)), end), False
                     if j == end: break

@@ -73,7 +73,7 @@ def metric_names(
     metrics, # Names, or metrics of `foreign`; "rouge" stands for its three
 ) -> list[str]:
     "The columns that metrics make; `UnknownParameterError` for a name that is none."
-    metrics = [metrics] if isinstance(metrics, str) or hasattr(metrics, "measure") else metrics
+    metrics = [metrics] if not hasattr(metrics, "__iter__") or isinstance(metrics, str) else metrics
     names = [name for m in map(_adopt, metrics) for name in
              (("rouge1", "rouge2", "rougeL") if m == "rouge" else (m,))]
     for name in names:

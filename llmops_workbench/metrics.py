@@ -64,12 +64,12 @@ def suitable_metrics(
     "Metrics for a task: those asked for as far as they suit its references, or the usual ones; `UnknownParameterError` for a name that is none."
     is_json = all(isinstance(parse_json(text)[1], dict) for texts in references for text in texts)
     is_sql = not is_json and any(databases_of(database, len(references)))
-    if wanted is not None and not is_sql and any("sql" in name for name in metric_names(wanted)) and all(_QUERY.match(text) for texts in references for text in texts):
+    if wanted is not None and not is_sql and not set(_FOR_SQL).isdisjoint(metric_names(wanted)) and all(_QUERY.match(text) for texts in references for text in texts):
         raise ParameterValueError(explain("The references are queries, and there is no database to run them on", "SQL is judged by running it", "Pass database, or a column of that name"))
     usual = list(_FOR_SQL if is_sql else _FOR_JSON if is_json else _FOR_TEXT)
     if wanted is None: return usual
     names = metric_names(wanted)
-    kinds = {name: "sql" if "sql" in name else "json" if "json" in name else "text" for name in names}
+    kinds = {name: "sql" if name in _FOR_SQL else "json" if name in _FOR_JSON else "text" for name in names}
     suitable = [name for name in names if name == "exact_match" or (kinds[name] == "text" and not METRICS[name].references) or kinds[name] == ("sql" if is_sql else "json" if is_json else "text")]
     return suitable or [name for name in names if kinds[name] == "text"] or usual
 
@@ -113,7 +113,12 @@ class Scores:
         "The corpus value of any sums of `counts[metric]`."
         return method_of(metric).value(np.asarray(counts, float), self.options, False)
 
+def _listed(values, what) -> list:
+    if hasattr(values, "__iter__") and not isinstance(values, str): return list(values)
+    raise ParameterValueError(explain(f"{what} is {'one text' if isinstance(values, str) else repr(values)[:60]}", "A list of texts is wanted", "Pass [text]"))
+
 def _columns(columns, n) -> dict:
+    if not isinstance(columns, dict | None): raise ParameterValueError(explain(f"columns is {repr(columns)[:60]}", "It is a dictionary of lists by name, such as {'latency_s': [...]}"))
     found = {name: list(values) for name, values in (columns or {}).items()}
     for name, values in found.items():
         if len(values) != n: raise ParameterValueError(explain(f"The column '{name}' has {len(values)} values and there are {n} predictions", "One for each is wanted"))
@@ -135,7 +140,7 @@ def _sign(name, batch, options, parts) -> str:
     if METRICS[name].references:
         sizes = batch.once("sizes", lambda: sorted(set(map(len, batch.references))))
         parts.insert(0, f"nrefs:{sizes[0] if len(sizes) == 1 else 'var'}")
-    if "sql" in name: parts.append(f"databases:{'+'.join(sorted({hashlib.sha256(find_database(d).read_bytes()).hexdigest()[:12] for d in set(batch.columns['database'])}))}")
+    if name in _FOR_SQL: parts.append(f"databases:{'+'.join(sorted({hashlib.sha256(find_database(d).read_bytes()).hexdigest()[:12] for d in set(batch.columns['database'])}))}")
     return "|".join(parts if any(part.startswith("version:") for part in parts) else [*parts, f"version:{__version__}"])
 
 def score(
@@ -148,14 +153,13 @@ def score(
     shelf=None,                     # A `StatisticsShelf` that knows examples scored before; None: all are scored
     **options,                      # Of `Options`, such as lowercase or bleu_tokenize
 ) -> Scores:
-    "Compare predictions with references. What a metric cannot score is counted, not scored as 0; `ParameterValueError` if nothing can be scored."
+    "Compare predictions with references. What a metric cannot score is counted, not scored as 0, and the value of one that can score nothing is NaN; `ParameterValueError` for texts or options that are none."
     options, names = read_options(options), metric_names(metrics)
-    if isinstance(predictions, str): raise ParameterValueError(explain("predictions is one text", "A list of texts is wanted", "Pass [text]"))
-    predictions = list(predictions)
-    predictions, references = align(predictions, [None]*len(predictions) if references is None else references)
+    predictions = _listed(predictions, "predictions")
+    predictions, references = align(predictions, [None]*len(predictions) if references is None else _listed(references, "references"))
     needy = [name for name in names if METRICS[name].references]
     if needy and not any(references): raise ParameterValueError(explain("No example has a reference", f"{', '.join(needy)} need at least one", "Check the column that was joined"))
-    columns = _columns(columns, len(predictions)) | ({"database": databases_of(database, len(predictions))} if database is not None or any("sql" in name for name in names) else {})
+    columns = _columns(columns, len(predictions)) | ({"database": databases_of(database, len(predictions))} if database is not None or not set(_FOR_SQL).isdisjoint(names) else {})
     batches, found, frame, values, signatures, counts, n_scored = {}, {}, {}, {}, {}, {}, {}
     for name in names:
         needs = METRICS[name].column, METRICS[name].references
@@ -163,7 +167,7 @@ def score(
             rows = _rows_for(name, predictions, references, columns)
             # Metrics that score the same examples share what they read from them.
             if (key := tuple(rows)) not in batches:
-                batches[key] = Batch([predictions[i] for i in rows], [references[i] for i in rows], {"row": rows, **{c: [of[i] for i in rows] for c, of in columns.items()}})
+                batches[key] = Batch([predictions[i] for i in rows], [references[i] for i in rows], {**{c: [of[i] for i in rows] for c, of in columns.items()}, "row": rows})
             found[needs] = batches[key], np.array(rows, int)
         values[name], frame[name], counts[name], signatures[name] = _score_one(name, *found[needs], options, len(predictions), shelf)
         n_scored[name] = int((~np.isnan(frame[name])).sum())
@@ -182,7 +186,7 @@ def _count(name, batch, options, shelf) -> tuple:
         return told.counts, told.sign, told.corpus
     method, column = method_of(name), METRICS[name].column
     # What a query brings back depends on more than its text.
-    found = counted(method, name, batch, options, None if "sql" in name else shelf, (column,)*bool(column), name in _QUICK)
+    found = counted(method, name, batch, options, None if name in _FOR_SQL else shelf, (column,)*bool(column), name in _QUICK)
     return found, method.sign(options), None
 
 def _score_one(name, batch, rows, options, n, shelf) -> tuple:

@@ -10,6 +10,7 @@ why a subset, another pairing or a bootstrap sample never needs a text to be sco
 __all__ = ['OPTION_NAMES', 'Options', 'Batch', 'Method', 'mean_value', 'mean_of']
 
 # %% ../nbs/05_options.ipynb #d67a66d3
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, fields
 
@@ -58,8 +59,13 @@ class Options:
         for name, allowed in _ALLOWED.items():
             if getattr(self, name) not in allowed: raise ParameterValueError(explain(f"{name} is {getattr(self, name)!r}", f"Allowed is one of: {', '.join(allowed)}"))
         for name, least in _AT_LEAST.items():
-            if not (isinstance(getattr(self, name), int) and getattr(self, name) >= least):
+            if not (type(getattr(self, name)) is int and getattr(self, name) >= least):
                 raise ParameterValueError(explain(f"{name} is {getattr(self, name)!r}", f"It is a whole number, {least} or more"))
+        for option in fields(self):
+            if option.type is bool and not isinstance(getattr(self, option.name), bool): raise ParameterValueError(explain(f"{option.name} is {getattr(self, option.name)!r}", "It is True or False"))
+        value = self.bleu_smooth_value
+        if value is not None and (not isinstance(value, int | float) or isinstance(value, bool) or not 0 <= value < math.inf):
+            raise ParameterValueError(explain(f"bleu_smooth_value is {value!r}", "It is a number, 0 or more, or None for the usual one"))
         if self.json_schema is not None: object.__setattr__(self, "json_schema", read_schema(self.json_schema))
 
 OPTION_NAMES = tuple(option.name for option in fields(Options))

@@ -173,8 +173,9 @@ def test_what_cannot_be_read(tmp_path, encoder):
         count(batch, Options())
     with pytest.raises(LookupError, match="no/such"):
         count(batch, Options(bertscore_model="no/such"))
-    with pytest.raises(ValueError, match="layers 0 to 3"):
-        count(batch, Options(bertscore_model=str(encoder), bertscore_layer=7))
+    for layer in (7, -1, "x", 1.5):
+        with pytest.raises(ValueError, match="layers 0 to 3"):
+            count(batch, Options(bertscore_model=str(encoder), bertscore_layer=layer))
     pickled = tmp_path/"pickled"
     pickled.mkdir()
     (pickled/"config.json").write_text("{}")

@@ -3,6 +3,7 @@
 import math
 
 import numpy as np
+import pandas as pd
 import pytest
 
 from llmops_workbench.foreign import Foreign, Told, foreign, foreign_value
@@ -187,3 +188,13 @@ def test_modules_of_evaluate():
         same.measure(Batch(["a", "b"], [["a"], ["c", "d"]]))
     with pytest.raises(ValueError, match="cannot be called 'bleu'"):
         foreign(as_evaluate("bleu"))
+
+
+@pytest.mark.parametrize("value", [1j, object(), {1, 2}, "x", np.array("x"), [1.0]], ids=lambda value: type(value).__name__)
+def test_what_is_no_number_is_named(value):
+    with pytest.raises(ValueError, match="gave .* for example 0. It gives a number"):
+        foreign(lambda prediction, reference: value, name="odd").measure(BATCH)
+
+
+def test_what_pandas_calls_missing_is_no_value():
+    assert foreign(lambda prediction, reference: pd.NA, name="none").measure(BATCH).counts.tolist() == [[0, 0, 0]]*4

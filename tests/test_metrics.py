@@ -8,7 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from llmops_workbench import overlap
-from llmops_workbench.metrics import METRICS, score
+from llmops_workbench.foreign import foreign
+from llmops_workbench.metrics import FOREIGN, METRICS, score, suitable_metrics
 
 CLOSE = 1e-9
 
@@ -121,6 +122,18 @@ def test_json_metrics(prediction, reference, valid, match, fields):
     assert [found[n] for n in ("valid_json", "json_match", "json_field_f1")] == pytest.approx([valid, match, fields])
 
 
+@pytest.mark.parametrize("prediction,reference", [('{"a/b": 1}', '{"a": {"b": 1}}'), ('{"[]": 1}', "[1]"), ('{"~1": 1}', '{"/": 1}')])
+def test_keys_that_look_like_paths_are_keys(prediction, reference):
+    assert score([prediction, prediction], [reference, prediction], ["json_field_f1"]).frame["json_field_f1"].tolist() == [0, 1]
+
+
+@pytest.mark.parametrize("depth", [300, 600, 900])
+def test_deep_json_has_a_value(depth):
+    deep = '{"a":['*(depth//2) + "1" + "]}"*(depth//2)
+    found = score([deep, "{}"], [deep, deep], ["json_match", "json_field_f1"]).frame
+    assert found["json_match"].tolist() == found["json_field_f1"].tolist() == [1, 0]
+
+
 @pytest.mark.parametrize("prediction,reference,f1", [
     ("the cat", "a cat!", 1.0), ("cat dog", "cat", 2/3), ("", "", 1.0), ("", "cat", 0.0), ("the", "an", 1.0)])
 def test_token_f1(prediction, reference, f1):
@@ -174,10 +187,38 @@ def test_values_that_are_not_known_are_not_scored():
     (dict(predictions=["a"], references=["a"], metrics=["bertscore"]), "bertscore_model"),
     (dict(predictions=["a"], metrics=["toxicity"], toxicity_model="nowhere"), "nowhere"),
     (dict(predictions=["a"], references=["a"], bleu_max_order=0), "bleu_max_order is 0"),
+    (dict(predictions=["a"], references=["a"], bleu_max_order=True), "bleu_max_order is True"),
+    (dict(predictions=["a"], references=["a"], lowercase="no"), "lowercase is 'no'. It is True or False"),
+    *((dict(predictions=["a"], references=["a"], bleu_smooth_value=value), "bleu_smooth_value is .*0 or more") for value in (-1, math.nan, math.inf, "x", True)),
+    (dict(predictions=7, references=["a"]), "predictions is 7"),
+    (dict(predictions=["a"], references="abc"), "references is one text"),
+    (dict(predictions=["a"], references=["a"], columns=[1]), r"columns is \[1\]"),
 ])
 def test_bad_input_is_one_message(given, message):
     with pytest.raises((ValueError, LookupError), match=message):
         score(**given)
+
+
+@pytest.mark.parametrize("metrics", [None, 3, [3]])
+def test_what_is_no_metric_is_named(metrics):
+    with pytest.raises(TypeError, match="There is no metric"):
+        score(["a"], ["a"], metrics)
+
+
+def test_a_foreign_metric_may_speak_of_sql_and_json(monkeypatch):
+    "Its name says nothing of what it needs."
+    for table in (METRICS, FOREIGN):
+        for name in ("sqlness", "jsonness"):
+            monkeypatch.setitem(table, name, None)  # gone again after the test
+    metrics = [foreign(lambda prediction, reference: 1.0, name="sqlness"), foreign(lambda prediction, reference: 0.5, name="jsonness")]
+    found = score(["a"], ["a"], metrics)
+    assert (found.summary["sqlness"], found.summary["jsonness"]) == (1.0, 0.5) and "databases" not in found.signatures["sqlness"]
+    assert suitable_metrics([["a sentence"]], metrics) == ["sqlness", "jsonness"] and suitable_metrics([["SELECT 1"]], metrics)
+
+
+def test_the_row_in_a_message_is_the_row_that_was_given():
+    with pytest.raises(ValueError, match="Reference 1 is 'b'"):
+        score([None, "{}"], ["{}", "b"], ["json_match"], columns={"row": ["x", "y"]})
 
 
 def test_only_punctuation_one_example_and_nothing_at_all_have_values():

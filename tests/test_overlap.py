@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from rouge_score.rouge_scorer import RougeScorer
 from sacrebleu.metrics import BLEU, CHRF, TER
 
+from llmops_workbench import matching
 from llmops_workbench.matching import read_words
 from llmops_workbench.metrics import score
 
@@ -197,3 +198,27 @@ def test_words_that_hash_alike_stay_different():
     words = read_words(texts, "none")
     assert words.n_words == 10_000 and len(set(words.tokens[:10_000].tolist())) == 10_000
     assert words.spell()[words.tokens[10_000]] == "w2500" and words.tokens[10_000] == words.tokens[2500]
+
+
+class Counted:
+    "An array that knows how often it was read."
+
+    def __init__(self, array):
+        self.array, self.n = array, 0
+
+    def __getitem__(self, place):
+        self.n += 1
+        return self.array[place]
+
+
+@pytest.mark.parametrize("how", ["none", "13a", "rouge", "intl"])
+def test_the_end_of_a_word_is_not_sought_in_the_texts_behind_it(monkeypatch, how):
+    "Texts without white space, one after the other: each is read once."
+    windows, read, plain = matching._windows, [], read_words(["ab"], how).tokens.tolist()
+    monkeypatch.setattr(matching, "_windows", lambda data: read.append(Counted(windows(data))) or read[-1])
+    monkeypatch.setattr(matching, "compiled", lambda function: function)
+    texts = ["a" * 99] * 200
+    with np.errstate(over="ignore"):
+        words = read_words(texts, how)
+    assert words.tokens.tolist() == plain * 200 and words.spell() == texts[:1]
+    assert sum(counted.n for counted in read) < 60 * len(texts)
