@@ -306,6 +306,8 @@ def _sentences(result) -> list:
         for metric in names:
             for system, each in zip(paired.having(metric), paired.each(metric)):
                 if n := int(np.isnan(each).sum()): found.append(f"{system}: {metric} has no value for {n:,} of {len(each):,} examples{' of ' + paired.task if paired.task else ''}; they were left out of it.")
+    for metric in dict.fromkeys(name for paired in result.pairings for name in paired.evidence.averaged if name in result.signatures):
+        found.append(f"{metric} of all examples together is no mean of theirs and cannot be drawn again; what is compared is the mean of its values for single examples.")
     return found + _said_of_slices(result) + _said_of_front(result) + _said_of_groups(result) + summary["notes"]
 
 def _said_of_slices(result) -> list:

@@ -89,6 +89,7 @@ class Evidence:
     shelf:Callable|None=None                  # () -> a `StatisticsShelf` or None; asked when something is scored
     table:Table=field(default_factory=Table)
     counted:dict=field(default_factory=dict)  # (system, metric) -> Counted
+    averaged:set=field(default_factory=set)   # Foreign metrics of which the mean of the examples' values stands for a value of all together
 
     def has(self, system) -> np.ndarray: return self.firsts[system] >= 0
 
@@ -127,7 +128,12 @@ class Evidence:
                 counts, read = np.asarray(found.counts[metric], float), lambda sums, metric=metric, found=found: found.value(metric, sums)
                 # A system of which nothing was scored has as many counts as the others.
                 if not found.n_scored[metric]: counts = np.zeros((len(counts), next((other.counts[metric].shape[1] for own, other in scored.values() if metric in own and other.n_scored[metric]), 2)))
-                self._keep(system, metric, counts, found.frame[metric].to_numpy(float), read, found.signatures[metric])
+                signature = found.signatures[metric]
+                # A value that only all examples together have can neither be resampled nor sliced; the mean of the examples' own can.
+                if "agg:corpus" in signature.split("|"):
+                    counts, signature = np.nan_to_num(counts), signature.replace("agg:corpus", "agg:mean")
+                    self.averaged.add(metric)
+                self._keep(system, metric, counts, found.frame[metric].to_numpy(float), read, signature)
         for system, frame in self.frames.items():
             for cost in [name for name in COSTS if name in frame and (system, name) not in self.counted and frame[name].notna().any()]:
                 known = frame[cost].notna().to_numpy(float)

@@ -17,7 +17,9 @@ from llmops_workbench.display import picture
 from llmops_workbench.errors import ParameterValueError, SourceNotFoundError
 from llmops_workbench.evidence import gather, pair
 from llmops_workbench.exports import paper_table, to_latex
+from llmops_workbench.foreign import foreign
 from llmops_workbench.fronts import pareto_front
+from llmops_workbench.measures import FOREIGN, METRICS
 from llmops_workbench.models import ScriptedModel
 from llmops_workbench.outcomes import changed_params, regressions, win_tie_loss
 from llmops_workbench.pictures import undrawable
@@ -687,3 +689,16 @@ def test_text_from_data_acts_nowhere():
     found = compare({name: frame.assign(latency_s=1.0 + i) for i, (name, frame) in enumerate(frames.items())})
     page = found.static_html()
     assert "<script" not in page and "<b>b" not in page and len(found.slices)
+
+
+def test_a_foreign_value_of_all_examples_is_compared_by_the_mean_of_theirs():
+    rows = pd.DataFrame({"id": range(30), "prediction": ["a b", "c d e", "f"] * 10, "references": ["a b", "c d", "g"] * 10})
+    longest = foreign(lambda predictions, references: float(max(map(len, predictions))), name="longest", batched=True)
+    try:
+        found = compare({"one": rows, "two": rows.assign(prediction=["a b", "c d", "f"] * 10)}, metrics=["rougeL", longest], slices=False)
+        part = found.frame[found.frame["metric"] == "longest"].set_index("system")
+        assert part["value"].tolist() == pytest.approx([np.mean([3, 5, 1]), np.mean([3, 3, 1])])
+        assert part.loc["two", "delta"] == pytest.approx(-2 / 3) and part.loc["two", "verdict"] == "worse"
+        assert "agg:mean" in found.signatures["longest"] and any("longest of all examples together is no mean of theirs" in line for line in found.words())
+    finally:
+        FOREIGN.pop("longest", None), METRICS.pop("longest", None)
