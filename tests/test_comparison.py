@@ -19,7 +19,8 @@ from llmops_workbench.evidence import gather, pair
 from llmops_workbench.exports import paper_table, to_latex
 from llmops_workbench.foreign import foreign
 from llmops_workbench.fronts import pareto_front
-from llmops_workbench.measures import FOREIGN, METRICS
+from llmops_workbench.measures import FOREIGN
+from llmops_workbench.measures import METRICS as EVERY_METRIC
 from llmops_workbench.models import ScriptedModel
 from llmops_workbench.outcomes import changed_params, regressions, win_tie_loss
 from llmops_workbench.pictures import undrawable
@@ -701,4 +702,4 @@ def test_a_foreign_value_of_all_examples_is_compared_by_the_mean_of_theirs():
         assert part.loc["two", "delta"] == pytest.approx(-2 / 3) and part.loc["two", "verdict"] == "worse"
         assert "agg:mean" in found.signatures["longest"] and any("longest of all examples together is no mean of theirs" in line for line in found.words())
     finally:
-        FOREIGN.pop("longest", None), METRICS.pop("longest", None)
+        FOREIGN.pop("longest", None), EVERY_METRIC.pop("longest", None)
