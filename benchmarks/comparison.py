@@ -15,6 +15,7 @@ from pathlib import Path
 
 for library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
+os.environ["LLMOPS_NUMBA"] = "1"  # so that the small first calls load what the large ones use
 
 import numpy as np
 import pandas as pd
