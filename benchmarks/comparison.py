@@ -3,8 +3,9 @@
 All pairs: 1,000 bootstrap samples of BLEU for 16 systems on 5,000 segments, all 120 pairs of them, beside sacrebleu's `PairedTest` for one pair. Both give
 the same BLEU, and for that pair p-values and intervals that agree within sampling error. Another question: 20 systems on 10,000 examples; a change of
 baseline, of metric and of slice, in milliseconds of this process. What the changed comparison says equals what a new one says. The panel: the same
-clicks in the live panel with 60 parameters a system, from the click until the widgets hold what a browser shows, with the overview open. Both sides
-have one thread: what a second one spins while it waits would be counted as work of this process.
+clicks in the live panel with 60 parameters a system, from the click until the widgets hold what a browser shows, with the overview open. Kept: the
+same comparison, and one of half of the examples, with an empty shelf of counts and with one that knows them. Both sides have one thread: what a second
+one spins while it waits would be counted as work of this process.
 `python benchmarks/comparison.py [--systems 16] [--segments 5000] [--runs 20] [--examples 10000] [--output FILE]`
 """
 
@@ -12,6 +13,7 @@ import argparse
 import os
 import time
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 for library in ("OPENBLAS", "OMP", "MKL"):
     os.environ.setdefault(f"{library}_NUM_THREADS", "1")
@@ -115,6 +117,23 @@ def questions(frames):
     return {"n_runs": n_runs, "n_examples": n_examples, "metrics": METRICS, "first_s": scoring_s, "milliseconds": found, "listing_ms": listing_s * 1000, "slices_s": slicing_s}
 
 
+def kept(frames):
+    half = {name: frame[np.random.default_rng(0).permutation(len(frame)) < len(frame) // 2] for name, frame in frames.items()}
+    def asked(some): return timed(lambda: compare(some, metrics=METRICS, slices=False))
+    found, tables = {}, {}
+    for name, first, then in (("whole", frames, frames), ("half", half, half), ("half of what is known", frames, half)):
+        with TemporaryDirectory() as folder:
+            os.environ["LLMOPS_WORKSPACE"] = folder
+            found[f"{name}, first"] = asked(first)[1]
+            result, found[f"{name}, again"] = asked(then)
+            tables[name] = result.frame
+    pd.testing.assert_frame_equal(tables["half"], tables["half of what is known"])
+    print("a comparison in seconds, first with an empty shelf and again with what it keeps")
+    for name in tables:
+        print(f"  {name:40} {found[f'{name}, first']:6.2f} {found[f'{name}, again']:6.2f}")
+    return found
+
+
 def clicks(frames, n_params=60):
     names, n_examples = list(frames), len(next(iter(frames.values())))
     panel = ComparePanel(systems=frames, metrics=METRICS)
@@ -154,7 +173,7 @@ def main():
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "comparison.json")
     given = parser.parse_args()
     frames = described(given.runs, given.examples)
-    record(given.output, {"all pairs": pairs(given.systems, given.segments), "another question": questions(frames), "the panel": clicks(frames)})
+    record(given.output, {"all pairs": pairs(given.systems, given.segments), "another question": questions(frames), "the panel": clicks(frames), "kept": kept(frames)})
 
 
 if __name__ == "__main__":

@@ -177,8 +177,6 @@ def score(
     left_out = {"n": n, "n_missing": missing, "n_unreferenced": unreferenced}
     return Scores({**values, **left_out}, pd.DataFrame(frame, index=range(len(predictions))), signatures, counts, options, n_scored)
 
-_QUICK = {"bleu", "chrf", "chrf++", "rouge1", "rouge2", "rougeL", "rougeLsum", "rougeL_coco", "exact_match", "token_f1", "length_ratio"}
-
 def _count(name, batch, options, shelf) -> tuple:
     "Counts, parts of the signature, and the corpus value of a metric whose examples do not add up to it."
     if name in FOREIGN:
@@ -186,7 +184,7 @@ def _count(name, batch, options, shelf) -> tuple:
         return told.counts, told.sign, told.corpus
     method, column = method_of(name), METRICS[name].column
     # What a query brings back depends on more than its text.
-    found = counted(method, name, batch, options, None if name in _FOR_SQL else shelf, (column,)*bool(column), name in _QUICK)
+    found = counted(method, name, batch, options, None if name in _FOR_SQL else shelf, (column,)*bool(column))
     return found, method.sign(options), None
 
 def _score_one(name, batch, rows, options, n, shelf) -> tuple:

@@ -12,6 +12,7 @@ __all__ = ['segment_keys', 'StatisticsShelf', 'full_signature', 'counted']
 import hashlib
 import time
 import zlib
+from itertools import chain
 
 import numpy as np
 
@@ -21,10 +22,6 @@ from .kept import Damaged, KeptFile
 from .options import Batch, Method, Options
 
 # %% ../nbs/09_shelf.ipynb #f2a30dea
-def _part(text) -> bytes:
-    content = text.encode("utf-8", "surrogatepass")
-    return len(content).to_bytes(8, "little") + content
-
 def segment_keys(
     batch:Batch,
     columns=(), # Names of the columns that count
@@ -33,30 +30,30 @@ def segment_keys(
     values = [batch.columns[name] for name in columns]
     keys = []
     for i, (prediction, references) in enumerate(zip(batch.predictions, batch.references)):
-        content = b"".join([_part(prediction), *map(_part, references), b"|", *(_part(repr(None if v[i] is None else float(v[i]))) for v in values)])
-        keys.append(hashlib.blake2b(content, digest_size=16).digest())
+        content = "".join([f"{len(part)}:{part}" for part in (prediction, *references)]) + "|" + " ".join([repr(None if v[i] is None else float(v[i])) for v in values])
+        keys.append(hashlib.blake2b(content.encode("utf-8", "surrogatepass"), digest_size=16).digest())
     return keys
 
 # %% ../nbs/09_shelf.ipynb #73d4d5bb
-_ROOM = 800 # keys of a query
+_ROOM = 800  # keys of a query
+_MANY = 256  # Examples that are one block; fewer are rows of their own
 
 class StatisticsShelf(KeptFile):
     "Counts of examples on disk; safe for threads, forks and several processes at once."
     application, place = 0x4C4C4D53, "statistics.db" # "LLMS" in the header of the file
-    setup = "CREATE TABLE IF NOT EXISTS counts (key BLOB PRIMARY KEY, numbers BLOB, checksum INTEGER, day INTEGER) WITHOUT ROWID;"
+    # What is read to look something up stands before the numbers: SQLite reads a row from its beginning.
+    setup = """CREATE TABLE IF NOT EXISTS counts (key BLOB PRIMARY KEY, numbers BLOB, checksum INTEGER, day INTEGER) WITHOUT ROWID;
+        CREATE TABLE IF NOT EXISTS blocks (key BLOB PRIMARY KEY, day INTEGER, n INTEGER, named INTEGER, names BLOB, checksum INTEGER, numbers BLOB);"""
 
     def get(self,
         signature:str, # What exactly was computed
         keys:list,     # From `segment_keys`
     ) -> tuple:        # (examples,) whether each is there, and the counts (found, k) of those that are
         "Counts that are known; none, with a warning, where the file cannot be used."
-        try: found = self._do(lambda connection: self._read(connection, signature, keys))
+        try: return self._do(lambda connection: self._read(connection, _prefix(signature), keys))
         except WorkspaceError as error:
             self._tell_once(error, "Examples are scored anew.")
-            found = {}
-        there = np.array([key in found for key in keys], bool)
-        numbers = [found[key] for key in keys if key in found]
-        return there, np.frombuffer(b"".join(numbers), "<f8").reshape(len(numbers), -1).copy() if numbers else np.zeros((0, 0))
+            return np.zeros(len(keys), bool), np.zeros((0, 0))
 
     def put(self,
         signature:str,
@@ -64,11 +61,11 @@ class StatisticsShelf(KeptFile):
         counts:np.ndarray, # (examples, k)
     ) -> bool:             # Whether they are kept
         "Keep the counts of examples; a disk that takes no more is a warning."
-        prefix, day, rows = _prefix(signature), _today(), np.ascontiguousarray(counts, "<f8")
-        entries = [(prefix + key, numbers := row.tobytes(), zlib.crc32(prefix + key + numbers), day) for key, row in zip(keys, rows)]
+        prefix, rows = _prefix(signature), np.ascontiguousarray(counts, "<f8")
+        statement, entries = _as_block(prefix, keys, rows) if len(keys) >= _MANY else _as_rows(prefix, keys, rows)
         def write(connection):
             connection.execute("BEGIN IMMEDIATE")
-            with connection: connection.executemany("INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?)", entries)
+            with connection: connection.executemany(statement, entries)
             while self._size(connection) > self.most_bytes and self._evict(connection): pass
             return True
         try: return self._do(write)
@@ -77,39 +74,109 @@ class StatisticsShelf(KeptFile):
             return False
 
     def stats(self) -> dict: # n_examples, size_bytes
-        "How much is kept."
-        return self._do(lambda connection: {"n_examples": connection.execute("SELECT count(*) FROM counts").fetchone()[0], "size_bytes": self._size(connection)})
+        "How much is kept; an example counts once for every metric, and for every block it stands in."
+        return self._do(lambda connection: {"n_examples": _n_examples(connection), "size_bytes": self._size(connection)})
 
     def clear(self) -> int: # Examples removed
         "Remove everything."
-        return self._do(lambda connection: connection.execute("DELETE FROM counts WHERE true").rowcount, wipe=True)
+        def empty(connection):
+            n = _n_examples(connection)
+            connection.executescript("BEGIN IMMEDIATE; DELETE FROM counts; DELETE FROM blocks; COMMIT;")
+            return n
+        return self._do(empty, wipe=True)
 
-    def _read(self, connection, signature, keys):
-        prefix, found, old, day, widths = _prefix(signature), {}, [], _today(), set()
-        wanted = list(dict.fromkeys(keys))
+    def _read(self, connection, prefix, keys):
+        # By name throughout: the rows of a block are, too, and what is sorted is found several times as fast.
+        order, names = _in_order(keys)
+        there, counts = np.zeros(len(keys), bool), None
+        for found, numbers in chain(self._in_blocks(connection, prefix, names, there), self._in_rows(connection, prefix, keys, order, there)):
+            if counts is None: counts = np.zeros((len(keys), numbers.shape[1]))
+            if numbers.shape[1] != counts.shape[1]: raise Damaged("counts of one metric differ in length")
+            counts[found], there[found] = numbers, True
+        place = np.empty(len(keys), int)
+        place[order] = np.arange(len(keys))
+        return there[place], np.zeros((0, 0)) if counts is None else counts[place[there[place]]]
+
+    def _in_blocks(self, connection, prefix, names, there):
+        "(examples, their numbers) of one block after the other, until nothing is missing."
+        same = prefix + _block_name(names)
+        keys = [row[0] for row in connection.execute("SELECT key FROM blocks WHERE key BETWEEN ? AND ?", (prefix, prefix + b"\xff"*16))]
+        for key in sorted(keys, key=lambda key: key != same):
+            if there.all(): return
+            n, named, kept = connection.execute("SELECT n, named, names FROM blocks WHERE key = ?", (key,)).fetchone() or (0, 0, None)
+            if kept is None: continue  # another process has removed it
+            if len(kept) != 16*n or named != zlib.crc32(key + kept): raise Damaged("the names of examples are not the ones that were written")
+            found, rows = _match(names, np.frombuffer(kept, "<u8").reshape(2, n), ~there)
+            if not len(found): continue
+            checksum, numbers, used = connection.execute("SELECT checksum, numbers, day FROM blocks WHERE key = ?", (key,)).fetchone() or (0, None, 0)
+            if numbers is None: continue
+            if checksum != zlib.crc32(key + numbers) or len(numbers) % (8*n): raise Damaged("counts are not the ones that were written")
+            if used != _today(): connection.execute("UPDATE blocks SET day = ? WHERE key = ?", (_today(), key))
+            yield found, np.frombuffer(numbers, "<f8").reshape(n, -1)[rows]
+
+    def _in_rows(self, connection, prefix, keys, order, there):
+        "(examples, their numbers) of those that lie in rows of their own."
+        if there.all() or connection.execute("SELECT 1 FROM counts WHERE key BETWEEN ? AND ? LIMIT 1", (prefix, prefix + b"\xff"*16)).fetchone() is None: return
+        places, found, old = {}, {}, []
+        for i in np.flatnonzero(~there): places.setdefault(keys[order[i]], []).append(i)
+        wanted = list(places)
         for at in range(0, len(wanted), _ROOM):
             some = [prefix + key for key in wanted[at:at + _ROOM]]
             for key, numbers, checksum, used in connection.execute(f"SELECT * FROM counts WHERE key IN ({','.join('?'*len(some))})", some):
                 if not isinstance(numbers, bytes) or checksum != zlib.crc32(key + numbers): raise Damaged("counts are not the ones that were written")
                 found[key[8:]] = numbers
-                widths.add(len(numbers))
-                if used != day: old.append((day, key))
-        if len(widths) > 1: raise Damaged("counts of one metric differ in length")
+                if used != _today(): old.append((_today(), key))
+        if len({len(numbers) for numbers in found.values()}) > 1: raise Damaged("counts of one metric differ in length")
         if old:
             connection.execute("BEGIN IMMEDIATE")
             with connection: connection.executemany("UPDATE counts SET day = ? WHERE key = ?", old)
-        return found
+        if found: yield [i for key in found for i in places[key]], np.array([np.frombuffer(numbers, "<f8") for key, numbers in found.items() for _ in places[key]])
 
     def _size(self, connection):
         pages, free, size = (connection.execute(f"PRAGMA {name}").fetchone()[0] for name in ("page_count", "freelist_count", "page_size"))
         return (pages - free)*size
 
     def _evict(self, connection):
-        "Remove a quarter, what was not used for longest first; how many went."
-        return connection.execute("DELETE FROM counts WHERE key IN (SELECT key FROM counts ORDER BY day LIMIT (SELECT (count(*) + 3)/4 FROM counts))").rowcount
+        "Remove a quarter of rows and blocks, what was not used for longest first; how many went."
+        entries = "SELECT key, day FROM counts UNION ALL SELECT key, day FROM blocks"
+        old = [(key,) for key, _ in connection.execute(f"SELECT * FROM ({entries}) ORDER BY day LIMIT (SELECT (count(*) + 3)/4 FROM ({entries}))").fetchall()]
+        connection.execute("BEGIN IMMEDIATE")
+        with connection: return sum(connection.executemany(f"DELETE FROM {table} WHERE key = ?", old).rowcount for table in ("counts", "blocks"))
 
 def _prefix(signature): return hashlib.blake2b(signature.encode("utf-8", "surrogatepass"), digest_size=8).digest()
 def _today(): return int(time.time()//86400)
+
+def _n_examples(connection):
+    return connection.execute("SELECT (SELECT count(*) FROM counts) + (SELECT coalesce(sum(n), 0) FROM blocks)").fetchone()[0]
+
+def _in_order(keys):
+    "An order of keys, and the keys in it as numbers (2, examples): one that is sorted by, and one that tells apart what shares it."
+    halves = np.frombuffer(b"".join(keys), "<u8").reshape(-1, 2)
+    order = np.argsort(halves[:, 0])
+    return order, np.ascontiguousarray(halves[order].T)
+
+def _firsts(names):
+    "Whether a name in order is another one than that before it."
+    return np.concatenate([[True], (names[:, 1:] != names[:, :-1]).any(0)])[:names.shape[1]]
+
+def _block_name(names): return hashlib.blake2b(names[:, _firsts(names)].tobytes(), digest_size=16).digest()
+
+def _match(names, kept, missing):
+    "Examples that are missing and in a block, and the rows they have there. Of two names that share the first half, one may be missed; none is taken for the other."
+    some = np.flatnonzero(missing)
+    at = np.minimum(np.searchsorted(kept[0], names[0, some]), kept.shape[1] - 1)
+    found = (kept[0][at] == names[0, some]) & (kept[1][at] == names[1, some])
+    return some[found], at[found]
+
+def _as_rows(prefix, keys, rows):
+    return "INSERT OR REPLACE INTO counts VALUES (?, ?, ?, ?)", [
+        (prefix + key, numbers := row.tobytes(), zlib.crc32(prefix + key + numbers), _today()) for key, row in zip(keys, rows)]
+
+def _as_block(prefix, keys, rows):
+    order, names = _in_order(keys)
+    key, first = prefix + _block_name(names), _firsts(names)
+    kept, numbers = names[:, first].tobytes(), rows[order[first]].tobytes()
+    return "INSERT OR REPLACE INTO blocks VALUES (?, ?, ?, ?, ?, ?, ?)", [(key, _today(), int(first.sum()), zlib.crc32(key + kept), kept, zlib.crc32(key + numbers), numbers)]
 
 # %% ../nbs/09_shelf.ipynb #bf59a88a
 def _take(batch, rows):
@@ -132,12 +199,10 @@ def counted(
     options:Options,
     shelf:StatisticsShelf|None, # None: everything is counted anew
     columns=(),        # Names of the columns that the metric reads
-    together:bool=False, # Keep all examples as one: for metrics that count an example sooner than a file finds it
 ) -> np.ndarray:       # (examples, k) float64, as of `method.count`
     "The counts of every example; `method.count` is called for those alone that are not on the shelf."
     if shelf is None or not len(batch): return np.asarray(method.count(batch, options), float)
     signature, keys = full_signature(method, name, options), batch.once(("keys", columns), lambda: segment_keys(batch, columns))
-    if together: return _counted_together(method, batch, options, shelf, signature, hashlib.blake2b(b"".join(keys), digest_size=16))
     if _needs_all(name, options): signature += f"|of:{hashlib.blake2b(b''.join(segment_keys(Batch([''] * len(batch), batch.references))), digest_size=16).hexdigest()}"
     there, kept = shelf.get(signature, keys)
     if there.all(): return kept
@@ -146,17 +211,9 @@ def counted(
     part = batch if len(missing) == len(batch) else batch.once(("part", tuple(missing)), lambda: _take(batch, missing))
     new = np.asarray(method.count(part, options), float)
     shelf.put(signature, [keys[i] for i in missing], new)
+    if len(missing) == len(batch): return new
     place, counts = {keys[i]: row for row, i in enumerate(missing)}, np.zeros((len(batch), new.shape[1]))
     if there.any(): counts[there] = kept
     anew = [i for i, key in enumerate(keys) if key in place]
     counts[anew] = new[[place[keys[i]] for i in anew]]
     return counts
-
-# %% ../nbs/09_shelf.ipynb #5a422177
-def _counted_together(method, batch, options, shelf, signature, name):
-    signature = f"{signature}|together:{name.hexdigest()}"
-    there, kept = shelf.get(signature, [name.digest()])
-    if there.all(): return kept.reshape(len(batch), -1)
-    new = np.asarray(method.count(batch, options), float)
-    shelf.put(signature, [name.digest()], new.reshape(1, -1))
-    return new

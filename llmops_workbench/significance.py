@@ -72,9 +72,9 @@ def resample_counts(
     "Draws in chunks, so that a hundred thousand examples need megabytes; the chunks continue one random stream."
     for counts in drawn_counts(n, n_resamples, seed): yield counts.astype(float)
 
-def drawn_counts(n, n_resamples, seed):
-    "As `resample_counts`, in whole numbers of 16 bits."
-    size = max(1, 4_000_000//n)
+def drawn_counts(n, n_resamples, seed, most=4_000_000):
+    "As `resample_counts`, in whole numbers of 16 bits, at most so many in a chunk."
+    size = max(1, most//n)
     if n > 1 and use_numba(4*n*n_resamples): yield from _drawn_compiled(n, n_resamples, seed, size)
     else: yield from _drawn_plainly(n, n_resamples, seed, size)
 
@@ -90,14 +90,17 @@ def _drawn_plainly(n, n_resamples, seed, size):
             yield counts
 
 def _drawn_compiled(n, n_resamples, seed, size):
-    stream, words = np.random.default_rng(seed).bit_generator, np.empty(0, "<u4")
+    stream, words, step = np.random.default_rng(seed).bit_generator, np.empty(0, "<u4"), max(1, 250_000//n)
     for start in range(0, n_resamples, size):
-        counts, at = np.empty((min(size, n_resamples - start), n), np.uint16), -1
-        while at < 0:
-            # A little more than is needed: some words are refused.
-            words = np.concatenate([words, stream.random_raw(max(0, counts.size - len(words))//2 + 64).astype("<u8", copy=False).view("<u4")])
-            at = compiled(_tally)(words, counts)
-        words = words[at:]
+        counts = np.empty((min(size, n_resamples - start), n), np.uint16)
+        # Few words at once: they stay in the processor's cache.
+        for row in range(0, len(counts), step):
+            some, at = counts[row:row + step], -1
+            while at < 0:
+                # A little more than is needed: some words are refused.
+                words = np.concatenate([words, stream.random_raw(max(0, some.size - len(words))//2 + 64).astype("<u8", copy=False).view("<u4")])
+                at = compiled(_tally)(words, some)
+            words = words[at:]
         yield counts
 
 def _tally(words, counts):

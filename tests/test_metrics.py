@@ -255,11 +255,13 @@ def test_what_was_scored_before_is_not_scored_again(workspace, monkeypatch):
         method = plain(name)
         return type(method)(lambda batch, options: counted.append((name, len(batch))) or method.count(batch, options), method.value, method.sign)
     monkeypatch.setattr(module, "method_of", watched)
-    shelf, texts, wanted = StatisticsShelf(), [f"cat {i}" for i in range(20)], [f"cats {i}" for i in range(20)]
-    first = score(texts, wanted, ["ter", "bleu"], shelf=shelf)
-    assert counted == [("ter", 20), ("bleu", 20)]
-    # Another order, a slice, and a few more: only those are counted that nobody has seen. Quick metrics keep a column as a whole.
-    again = score(texts, wanted, ["ter", "bleu"], shelf=StatisticsShelf())
-    assert again.summary == first.summary and len(counted) == 2
-    part = score([*texts[5:10], "new"], [*wanted[5:10], "news"], ["ter"], shelf=StatisticsShelf())
-    assert counted[2:] == [("ter", 1)] and part.frame["ter"].tolist()[:5] == first.frame["ter"].tolist()[5:10]
+    texts, wanted, names = [f"cat {i} sat" for i in range(300)], [f"cats {i} sat" for i in range(300)], ["ter", "bleu", "chrf", "rouge1", "rougeL", "exact_match", "token_f1", "length_ratio"]
+    first = score(texts, wanted, names, shelf=StatisticsShelf())
+    assert counted == [(name, 300) for name in names]
+    counted.clear()
+    # Another order, a slice, and a few more: only those are counted that nobody has seen.
+    order = np.random.default_rng(0).permutation(300)
+    again = score([texts[i] for i in order], [wanted[i] for i in order], names, shelf=StatisticsShelf())
+    assert again.summary == first.summary and again.frame.equals(first.frame.iloc[order].reset_index(drop=True)) and not counted
+    part = score([*texts[5:10], "new"], [*wanted[5:10], "news"], names, shelf=StatisticsShelf())
+    assert counted == [(name, 1) for name in names] and part.frame[:5].equals(first.frame[5:10].reset_index(drop=True))
