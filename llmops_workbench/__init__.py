@@ -47,6 +47,7 @@ Modules:
 - `llmops_workbench.feedback`: What people say about a text, a run or an answer: kept as said, and never written over
 - `llmops_workbench.findings`: What is wrong with a dataset, as sentences that somebody can act on
 - `llmops_workbench.finetuning`: Look before you train, train in a process of its own, read what came of it
+- `llmops_workbench.footprint`: How much memory a training needs, known before it is there
 - `llmops_workbench.foreign`: Any Python function or `evaluate` module as a metric beside ours
 - `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
 - `llmops_workbench.gains`: What a search for a better prompt found, what it cost, and whether to believe it

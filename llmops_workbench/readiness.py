@@ -22,6 +22,7 @@ import pandas as pd
 from .display import Result
 from .errors import UserError
 from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits
+from .footprint import LOOSE, START_BYTES, training_footprint
 from .jobs import ACTIVE_STATES, say_duration
 from .schedules import choose_learning_rate, make_schedule, measure_step
 from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
@@ -123,7 +124,7 @@ def _check_tokens(checks, local, examples, options, most=2000):
 # %% ../nbs/14_readiness.ipynb #a3af1e1d
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
-    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, peak_memory, precision_context, prefer_attention
+    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, precision_context, prefer_attention
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network
@@ -161,7 +162,23 @@ def _check_cost(checks, local, encoded, n_examples, options):
     need = trained*4*(1 if options.method == "lora" else 2)*4
     free = shutil.disk_usage(load_settings().workspace if load_settings().workspace.exists() else Path.cwd()).free
     checks.add("disk", f"{_size(free)} free, about {_size(need)} needed", "ok" if free > need else "error", "Free some space or move the workspace", disk_bytes=need)
-    checks.add("memory", f"{_size(peak_memory())} at the longest batch", memory_bytes=peak_memory())
+    _check_memory(checks, local, model, batch(np.argsort(-lengths)[:size]), precision, options)
+
+def _check_memory(checks, local, model, batch, precision, options):
+    "What the longest batch needs, beside what is free."
+    import psutil
+
+    from llmops_workbench.training import adapter_config, plain_head
+    (size, length), config = batch["input_ids"].shape, local.network.config
+    found = training_footprint(config, size, length, int((batch["labels"] != -100).sum()), adapter_config(options), precision, options.gradient_checkpointing,
+                               config._attn_implementation, not plain_head(local.network))
+    need, free = START_BYTES + found.total, psutil.virtual_memory().available
+    loose = START_BYTES + int(found.total*LOOSE)
+    parts = f"{_size(found.weights)} weights, {_size(found.trained)} gradients and averages, {_size(found.activations)} activations of the longest batch"
+    said = f"About {_size(need)} with low_memory, up to {_size(loose)} without ({parts}); {_size(free)} are free"
+    status = "error" if need > free else "warning" if loose > free and not options.low_memory else "ok"
+    todo = "Set low_memory" if status == "warning" else "Halve per_device_train_batch_size and double gradient_accumulation_steps, set gradient_checkpointing, or shorten max_length"
+    checks.add("memory", said, status, todo, memory_bytes=need, loose_memory_bytes=loose, free_bytes=free)
 
 def _size(n): return f"{n/2**30:.1f} GiB" if n >= 2**30 else f"{n/2**20:.0f} MiB"
 

@@ -32,6 +32,7 @@ import pandas as pd
 from .checkpoints import find_model, record_base, weights_digest
 from .datasets import load_snapshot
 from .errors import OutputInUseError, ParameterValueError, WorkspaceError, explain
+from .footprint import return_memory
 from .models import LocalModel, import_torch, import_transformers, load_local, settle_threads
 from .schedules import choose_learning_rate, make_schedule, measure_step, rows_needed, said_how_long
 from .seals import newest_checkpoint, seal_folder
@@ -333,6 +334,10 @@ def train(
 ) -> dict:                 # summary, model (folder), samples
     "The target of a fine-tuning job; `ParameterValueError` where no example has an answer within `max_length`, or the loss is no number."
     began, options, torch = time.perf_counter(), SimpleNamespace(**options), import_torch()
+    import_transformers()
+    from trl import SFTTrainer  # noqa: F401  what every training brings is no part of what this one needs
+    start_bytes = peak_memory()
+    if options.low_memory: return_memory()
     context.progress(0, None, "loading the model")
     local = load_local(model, device="cpu")
     network, tokenizer, base_folder = local.network, local.tokenizer, find_model(model)
@@ -373,7 +378,7 @@ def train(
                **{name: round(value, 6) for name, value in scores.items()}, "n_parameters": local.n_parameters, "n_trainable": trainable,
                "tokens": int(schedule.tokens), "precision": trainer.precision, "seed": options.seed}
     measured = {"tokens_per_s": schedule.tokens/max(schedule.used_s, 1e-9), "train_s": schedule.used_s, "duration_s": time.perf_counter() - began,
-                "peak_memory_bytes": peak_memory(), "threads": torch.get_num_threads()}
+                "start_memory_bytes": start_bytes, "peak_memory_bytes": peak_memory(), "threads": torch.get_num_threads()}
     context.progress(schedule.step, schedule.step, "saving")
     folder, digest = save_model(trainer.model, tokenizer, Path(output_dir) if output_dir else None, name, base, base_folder,
                                 {**summary, **measured, "examples": dataset, "evaluation": evaluation, "options": vars(options), "asked": asked, "versions": versions()})
