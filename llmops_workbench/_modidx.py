@@ -3889,6 +3889,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'llmops_workbench/training.py'),
                                            'llmops_workbench.training.choose_precision': ( 'training.html#choose_precision',
                                                                                            'llmops_workbench/training.py'),
+                                           'llmops_workbench.training.embeddings_name': ( 'training.html#embeddings_name',
+                                                                                          'llmops_workbench/training.py'),
                                            'llmops_workbench.training.inner_network': ( 'training.html#inner_network',
                                                                                         'llmops_workbench/training.py'),
                                            'llmops_workbench.training.make_evaluation': ( 'training.html#make_evaluation',

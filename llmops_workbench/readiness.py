@@ -127,11 +127,11 @@ def _check_cost(checks, local, encoded, n_examples, options):
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network
-    if options.method == "lora":
+    if options.method != "full":
         from peft import get_peft_model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try: model = get_peft_model(model, adapter_config(options))
+            try: model = get_peft_model(model, adapter_config(options, model))
             except ValueError as error:
                 checks.add("adapter", str(error).split("\n")[0][:200], "error", "Name layers the model has in target_modules, or 'all-linear'")
                 return
@@ -158,7 +158,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
                planned_steps=steps, planned_epochs=round(steps/per_epoch, 4))
     checks.add("time", f"About {say_duration(steps*step_s)} for training ({step_s:.2f} s a step, {longest_s:.2f} s for the longest batch, {precision}), measured now",
                planned_s=steps*step_s, step_s=step_s, precision=precision)
-    need = trained*4*(1 if options.method == "lora" else 2)*4
+    need = trained*4*(2 if options.method == "full" else 1)*4
     free = shutil.disk_usage(load_settings().workspace if load_settings().workspace.exists() else Path.cwd()).free
     checks.add("disk", f"{_size(free)} free, about {_size(need)} needed", "ok" if free > need else "error", "Free some space or move the workspace", disk_bytes=need)
     checks.add("memory", f"{_size(peak_memory())} at the longest batch", memory_bytes=peak_memory())

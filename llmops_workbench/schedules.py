@@ -76,13 +76,13 @@ def rows_needed(examples, options, schedule):
 # %% ../nbs/09_schedules.ipynb #3fb219fc
 def choose_learning_rate(
     wanted,          # As asked for, or None
-    method:str,      # "lora" or "full"
+    method:str,      # As of `finetune`
     n_parameters:int,
 ) -> float:
     "The rate asked for, or one that suits the method and the size of the model."
     if wanted is not None: return wanted
-    if n_parameters < 10**8: return 5e-3 if method == "lora" else 1e-3
-    return 2e-4 if method == "lora" else 2e-5
+    if n_parameters < 10**8: return 1e-3 if method == "full" else 5e-3
+    return 2e-5 if method == "full" else 2e-4
 
 # %% ../nbs/09_schedules.ipynb #8fd15c62
 def measure_step(

@@ -10,8 +10,8 @@ tokens and batches come from `sequences`, the learning rate from `schedules`, wh
 # %% auto #0
 __all__ = ['plain_head', 'answer_logits', 'answer_loss', 'score_held_out', 'inner_network', 'choose_precision',
            'precision_context', 'prefer_attention', 'TrainerParts', 'save_weights', 'make_trainer', 'adapter_config',
-           'ReporterParts', 'make_reporter', 'save_model', 'model_card', 'sample_answers', 'train', 'make_evaluation',
-           'peak_memory', 'versions']
+           'embeddings_name', 'ReporterParts', 'make_reporter', 'save_model', 'model_card', 'sample_answers', 'train',
+           'make_evaluation', 'peak_memory', 'versions']
 
 # %% ../nbs/14_training.ipynb #83fc6fe1
 import hashlib
@@ -32,6 +32,7 @@ import pandas as pd
 from .checkpoints import find_model, record_base, weights_digest
 from .datasets import load_snapshot
 from .errors import OutputInUseError, ParameterValueError, WorkspaceError, explain
+from .finetuning import METHODS
 from .models import LocalModel, import_torch, import_transformers, load_local, settle_threads
 from .schedules import choose_learning_rate, make_schedule, measure_step, rows_needed, said_how_long
 from .seals import newest_checkpoint, seal_folder
@@ -195,7 +196,7 @@ def make_trainer(
         gradient_checkpointing=options.gradient_checkpointing, bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=options.seed,
         save_strategy="no", logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
     trainer = type("Trainer", (TrainerParts, SFTTrainer), {"schedule": schedule, "precision": precision})(
-        model=network, args=config, processing_class=tokenizer, peft_config=adapter_config(options),
+        model=network, args=config, processing_class=tokenizer, peft_config=adapter_config(options, network),
         train_dataset=Dataset.from_dict({"input_ids": rows["ids"].tolist(), "labels": labels}))
     trainer.remove_callback(PrinterCallback)
     if not options.packing:
@@ -203,14 +204,18 @@ def make_trainer(
         prefer_attention(network, precision, options.per_device_train_batch_size, rows["ids"].map(len).max())
     return trainer
 
-def adapter_config(options):
+def adapter_config(options, network):
     "PEFT's configuration of the adapter; None where all weights are trained."
     if options.method == "full": return None
     from peft import LoraConfig
     targets = options.target_modules.strip()
-    more = {"modules_to_save": ["embed_tokens"], "ensure_weight_tying": True} if options.train_embeddings else {}
-    return LoraConfig(r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, task_type="CAUSAL_LM", **more,
+    more = {"modules_to_save": [embeddings_name(network)], "ensure_weight_tying": True} if options.train_embeddings else {}
+    return LoraConfig(use_dora=options.method == "dora", r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, task_type="CAUSAL_LM", **more,
                       target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")])
+
+def embeddings_name(network):
+    "What the architecture calls the layer of its token embeddings."
+    return next(name for name, module in network.named_modules() if module is network.get_input_embeddings()).rpartition(".")[2]
 
 # %% ../nbs/14_training.ipynb #6287858f
 class ReporterParts:
@@ -296,9 +301,9 @@ def save_model(
 def model_card(facts) -> str:
     "What the model is, from what was recorded."
     rows = [f"| {name} | {str(facts[name]).replace('|', '/')} |" for name in sorted(facts) if not isinstance(facts[name], (dict, list))]
-    head = {"base_model": facts["base"], "library_name": "peft" if facts["method"] == "lora" else "transformers", "pipeline_tag": "text-generation"}
+    head = {"base_model": facts["base"], "library_name": "transformers" if facts["method"] == "full" else "peft", "pipeline_tag": "text-generation"}
     return "\n".join(["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {facts['base']} fine-tuned on {facts['dataset']}", "",
-        f"Made by llmops_workbench from `{facts['base']}` by {'LoRA' if facts['method'] == 'lora' else 'full fine-tuning'}. What follows was recorded, "
+        f"Made by llmops_workbench from `{facts['base']}` by {METHODS[facts['method']]}. What follows was recorded, "
         "not written; what the model may be used for is for you to add.", "", "| | |", "|---|---|", *rows, ""])
 
 # %% ../nbs/14_training.ipynb #c321116f

@@ -1,6 +1,7 @@
 """Fine-tuning of the families of models people use, made small and at random: trained, saved, loaded, asked."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import pandas as pd
@@ -10,7 +11,7 @@ from tiny_models import save_model
 from llmops_workbench import models, training
 from llmops_workbench.checkpoints import weights_digest
 from llmops_workbench.datasets import save_snapshot
-from llmops_workbench.finetuning import finetune, read_order
+from llmops_workbench.finetuning import FineTuned, finetune, read_order
 from llmops_workbench.jobs import Context
 from llmops_workbench.models import encode_messages, load_local
 from llmops_workbench.readiness import preflight
@@ -104,3 +105,27 @@ def test_a_family_goes_through_a_job_of_its_own_process(tiny):
     tuned = finetune(**options(tiny("smollm3")))
     assert (tuned.summary["steps"], math.isfinite(tuned.summary["train_loss_last"]), len(tuned.samples)) == (2, True, 2)
     assert load_local(tuned.model).generate(PROMPTS, max_new_tokens=4)["error"].eq("").all()
+
+
+@pytest.mark.parametrize("kind,embeddings", [("llama", False), ("llama", True), ("gpt2", False), ("gpt2", True), ("gemma3", True)])
+@pytest.mark.parametrize("method", ["lora", "dora"])
+def test_an_adapter_of_either_kind_loads_as_it_was_trained(monkeypatch, tmp_path, tiny, kind, embeddings, method):
+    torch, folder, given = models.import_torch(), tiny(kind), {"method": method, "train_embeddings": embeddings}
+    seen, result = preflight(**options(folder, **given)), tune(monkeypatch, tmp_path, folder, **given)
+    assert seen.ready and seen.summary["n_trainable"] == result.summary["n_trainable"] == sum(p.numel() for p in result.network.parameters() if p.requires_grad)
+    base, names = load_local(folder, dtype="float32"), {name.split(".")[-3] for name, p in result.network.named_parameters() if p.requires_grad}
+    assert ("lora_magnitude_vector" in names) == (method == "dora")
+    rows = [p for name, p in result.network.named_parameters() if p.requires_grad and p.shape == base.network.get_input_embeddings().weight.shape]
+    assert len(rows) == embeddings and not any(p.equal(base.network.get_input_embeddings().weight) for p in rows)
+    trained = logits(result.network, base.tokenizer)
+    assert torch.equal(trained, logits(adapted(folder, result.model), base.tokenizer))
+    torch.testing.assert_close(logits(load_local(result.model, dtype="float32").network, base.tokenizer), trained, atol=1e-4, rtol=1e-4)
+
+
+def test_dora_is_told_as_dora_and_takes_the_rates_of_lora(monkeypatch, tmp_path, tiny):
+    result = tune(monkeypatch, tmp_path, tiny(), method="dora", learning_rate=None)
+    assert result.summary["learning_rate"] == 5e-3
+    words = FineTuned({**result.summary, **result.measured}, pd.DataFrame(), pd.DataFrame(), {}).words()[0]
+    assert words.startswith("DoRA on ") and f"{result.summary['n_trainable']:,} of" in words
+    card = (Path(result.model) / "README.md").read_text()
+    assert "by DoRA." in card and 'library_name: "peft"' in card
