@@ -35,6 +35,7 @@ from .errors import ModelNotFoundError, ParameterValueError, explain
 from .formats import FORMATS, faster_format, quantize, settle_format
 from .grammars import Grammar, GrammarError, Vocabulary
 from .settings import load_settings
+from .soft_prompts import add_virtual_tokens, is_soft_prompt, read_soft_prompt, virtual_ids
 
 # %% ../nbs/08_models.ipynb #52f3d2ab
 def choose_threads(
@@ -208,8 +209,9 @@ class LocalModel(Model):
         self.name, self.network, self.tokenizer, self.folder = name, network, tokenizer, folder
         self.dtype_name = dtype_name or str(network.dtype).removeprefix("torch.")
         self.n_parameters = sum(p.numel() for p in network.parameters())
-        self.context_tokens = getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        self.max_rows, self.longest_in_batch = max_rows, longest_in_batch(import_torch(), transformers, network)
+        self.soft_prompt = virtual_ids(network)
+        self.context_tokens = (getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize) - len(self.soft_prompt)
+        self.max_rows, self.longest_in_batch = max_rows, longest_in_batch(import_torch(), transformers, network) - len(self.soft_prompt)
         ends = getattr(network.generation_config, "eos_token_id", None)
         self.end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         self._stamp = self._digest = None
@@ -291,7 +293,7 @@ class LocalModel(Model):
             return ids[-1] in self.end_ids or (sampling.stop and any(s in self.tokenizer.decode(ids[-reach:]) for s in sampling.stop))
         # Under a grammar the two likeliest tokens may both be out, so their distance says nothing.
         doubt = DOUBT if sampling.temperature == 0 and self.dtype_name == "float32" and not answers else 0.0
-        for row, ids in decode_rows(self.network, [rows[p] for p in positions], limits, choose, is_done, doubt):
+        for row, ids in decode_rows(self.network, [self.soft_prompt + rows[p] for p in positions], limits, choose, is_done, doubt):
             if ids is None: again.append(positions[row])
             else: yield positions[row], ids, answers and answers[row]
         for position in again: yield from self._decode({position: rows[position]}, draws, sampling, grammar)
@@ -308,13 +310,15 @@ class LocalModel(Model):
 
 # %% ../nbs/08_models.ipynb #25ce0a8a
 def _load_network(folder, settings, dtype, within=()):
-    "The network in a folder, an adapter merged into its base, and the folder its tokenizer is in."
+    "The network in a folder, an adapter merged into its base or read before its prompts, and the folder its tokenizer is in."
     transformers, folder = import_transformers(), Path(folder)
     has_tokenizer = any((folder/name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
     if folder in within: refuse(folder, "is its own base", "An adapter's base is another model")
     if check_model_folder(folder) == "adapter":
         network, base_folder = _load_network(find_base(folder, settings), settings, dtype, (*within, folder))
-        return _merge_adapter(network, folder), folder if has_tokenizer else base_folder
+        if is_soft_prompt(folder): add_virtual_tokens(import_torch(), network, read_soft_prompt(import_torch(), network, folder))
+        else: network = _merge_adapter(network, folder)
+        return network, folder if has_tokenizer else base_folder
     try: network, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
                                                                             trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError, RuntimeError) as error: refuse(folder, f"does not load: {error}")

@@ -74,11 +74,14 @@ def preflight(
     checks.attempt("output", lambda: check_output_dir(params["output_dir"]))
     if base is None or splits is None: return checks.report()
     from llmops_workbench.models import load_local
+    from llmops_workbench.training import longest_example
     local = checks.attempt("model", lambda: load_local(str(base[1]), device="cpu"))
     if local is None: return checks.report()
     checks.add("model", f"{base[0]}, {local.n_parameters:,} parameters, reads {local.context_tokens:,} tokens", n_parameters=local.n_parameters)
     _check_data(checks, *splits, params)
-    options = SimpleNamespace(**{**params, "max_length": min(params["max_length"], local.context_tokens)})
+    options = SimpleNamespace(**params)
+    options.max_length = checks.attempt("length", lambda: longest_example(options, local))
+    if options.max_length is None: return checks.report()
     encoded = _check_tokens(checks, local, splits[1].frame, options)
     if encoded["n_answer"].any(): _check_cost(checks, local, encoded, len(splits[1]), options)
     job = find_finetune(**params) if not checks.report().summary["n_errors"] else None
@@ -123,7 +126,7 @@ def _check_tokens(checks, local, examples, options, most=2000):
 # %% ../nbs/14_readiness.ipynb #a3af1e1d
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
-    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, peak_memory, precision_context, prefer_attention
+    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, peak_memory, precision_context, prefer_attention, start_soft_prompt
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network
@@ -135,6 +138,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
             except ValueError as error:
                 checks.add("adapter", str(error).split("\n")[0][:200], "error", "Name layers the model has in target_modules, or 'all-linear'")
                 return
+        if options.method == "prompt": start_soft_prompt(model, local.tokenizer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     checks.add("trained weights", f"{trained:,} of {local.n_parameters:,} ({trained/local.n_parameters:.1%})", n_trainable=trained)
     usual = choose_learning_rate(None, options.method, local.n_parameters)

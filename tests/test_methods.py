@@ -1,5 +1,6 @@
 """Fine-tuning of the families of models people use, made small and at random: trained, saved, loaded, asked."""
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,8 +12,10 @@ from tiny_models import save_model
 from llmops_workbench import models, training
 from llmops_workbench.checkpoints import weights_digest
 from llmops_workbench.datasets import save_snapshot
+from llmops_workbench.errors import ParameterValueError, SourceFormatError
 from llmops_workbench.finetuning import FineTuned, finetune, read_order
 from llmops_workbench.jobs import Context
+from llmops_workbench.metric_models import open_metric_model
 from llmops_workbench.models import encode_messages, load_local
 from llmops_workbench.readiness import preflight
 
@@ -62,10 +65,10 @@ def adapted(folder, adapter):
     return PeftModel.from_pretrained(load_local(folder, dtype="float32").network, adapter).eval()
 
 
-def said_by(network, tokenizer, new_tokens):
+def said_by(network, tokenizer, new_tokens, prompts=PROMPTS):
     "Greedy answers as `generate` of that network finds them, a prompt at a time."
     torch, found = models.import_torch(), []
-    for prompt in PROMPTS:
+    for prompt in prompts:
         ids = torch.tensor([encode_messages(tokenizer, [{"role": "user", "content": prompt}])])
         out = network.generate(input_ids=ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=new_tokens, pad_token_id=0)[0].tolist()
         found.append(tokenizer.decode(out[ids.shape[1]:], skip_special_tokens=True))
@@ -129,3 +132,99 @@ def test_dora_is_told_as_dora_and_takes_the_rates_of_lora(monkeypatch, tmp_path,
     assert words.startswith("DoRA on ") and f"{result.summary['n_trainable']:,} of" in words
     card = (Path(result.model) / "README.md").read_text()
     assert "by DoRA." in card and 'library_name: "peft"' in card
+
+
+def prompt_tuned(monkeypatch, tmp_path, folder, **given):
+    return tune(monkeypatch, tmp_path, folder, **{"method": "prompt", "num_virtual_tokens": 5, "learning_rate": 0.5, **given})
+
+
+@pytest.mark.parametrize("kind", FAMILIES)
+def test_a_soft_prompt_is_trained_saved_loaded_and_asked(monkeypatch, tmp_path, tiny, kind):
+    "PEFT's own forward and generate are the judges."
+    torch, folder, given = models.import_torch(), tiny(kind), {"method": "prompt", "num_virtual_tokens": 5}
+    base, seen = load_local(folder, dtype="float32"), preflight(**options(folder, **given))
+    result = prompt_tuned(monkeypatch, tmp_path, folder)
+    s, width = result.summary, base.network.config.hidden_size
+    assert seen.ready and s["n_trainable"] == seen.summary["n_trainable"] == 5*width and s["method"] == "prompt"
+    theirs, batch = adapted(folder, result.model), batch_of(base.tokenizer)
+    with torch.no_grad():
+        wanted, plain = theirs(**batch).loss.item(), base.network(**batch).loss.item()
+        assert abs(wanted - plain) > 1e-3, "the virtual tokens have to be seen"
+        inner = training.inner_network(result.network)
+        assert training.answer_loss(inner, batch).item() == pytest.approx(wanted, rel=1e-5) == result.network(**batch).loss.item()
+        loaded = load_local(result.model, dtype="float32")
+        assert training.answer_loss(loaded.network, batch).item() == pytest.approx(wanted, rel=1e-5)
+    for name, weight in base.network.state_dict().items():
+        kept = inner.state_dict()
+        assert weight.equal(kept[name] if name in kept else kept[name.replace(".weight", ".embedding.weight")])
+    said = said_by(theirs, base.tokenizer, 8)
+    assert loaded.generate(PROMPTS, max_new_tokens=8)["completion"].tolist() == said != said_by(base.network, base.tokenizer, 8)
+    assert [loaded.generate([p], max_new_tokens=8)["completion"][0] for p in PROMPTS] == said
+
+
+def test_the_loss_of_a_step_and_of_the_held_out_are_taken_through_the_virtual_tokens(monkeypatch, tmp_path, tiny):
+    torch, folder, losses = models.import_torch(), tiny(), []
+    order = read_order(options(folder, method="prompt", eval_samples=20))
+    result = prompt_tuned(monkeypatch, tmp_path, folder)
+    theirs, tokenizer = adapted(folder, result.model), load_local(folder).tokenizer
+    rows = training.encode_examples(tokenizer, order.held_out.frame, 64, theirs)
+    weights = rows["n_answer"].tolist()
+    with torch.no_grad(): losses = [theirs(**training.collate([(ids, n)])).loss.item() for ids, n in zip(rows["ids"], rows["n_prompt"])]
+    assert result.summary["eval_loss"] == pytest.approx(sum(w*x for w, x in zip(weights, losses))/sum(weights), rel=1e-4)
+    spoken = load_local(result.model, dtype="float32").generate([row["prompt"] for row in result.samples], max_new_tokens=160)["completion"].tolist()
+    assert [row["completion"] for row in result.samples] == spoken
+
+
+@pytest.mark.parametrize("kind", ["gemma3", "mistral-sliding", "gemma2"])
+def test_a_grid_with_a_soft_prompt_says_what_its_prompts_say_alone(monkeypatch, tmp_path, tiny, kind):
+    "Where rows are read together, where windows forbid it, and where the head is not plain."
+    folder = tiny(kind)
+    result = prompt_tuned(monkeypatch, tmp_path, folder)
+    asked = [start + p for start in ("You answer for the help desk, in one short sentence. "*2, "") for p in PROMPTS*2]
+    model, theirs = load_local(result.model, dtype="float32"), adapted(folder, result.model)
+    assert model.generate(asked, max_new_tokens=6)["completion"].tolist() == said_by(theirs, model.tokenizer, 6, asked)
+
+
+def test_virtual_tokens_take_their_part_of_the_context(monkeypatch, tmp_path, tiny):
+    folder = tiny("gpt2")
+    result = prompt_tuned(monkeypatch, tmp_path, folder, max_length=512, num_virtual_tokens=100, dataset=EXAMPLES.assign(prompt=EXAMPLES["prompt"]*9, completion="no "*99))
+    saved = json.loads((Path(result.model) / "training_args.json").read_text())
+    model = load_local(result.model, dtype="float32")
+    assert (saved["options"]["max_length"], model.context_tokens) == (144, 156)
+    frame = model.generate(["x"*145, "x"*200], max_new_tokens=400)
+    assert frame["error"].str.contains("reads 1 to 155").tolist() == [False, True]
+    assert frame["prompt_tokens"][0] + frame["completion_tokens"][0] <= 156
+    with pytest.raises(ParameterValueError, match="leaves no room for examples"): prompt_tuned(monkeypatch, tmp_path, folder, num_virtual_tokens=250)
+    assert not preflight(**options(folder, method="prompt", num_virtual_tokens=250)).ready
+
+
+def test_virtual_tokens_start_as_words(monkeypatch, tmp_path, tiny):
+    folder = tiny("gemma3")
+    embedding, tokenizer = load_local(folder, dtype="float32").network.get_input_embeddings(), load_local(folder).tokenizer
+    result = prompt_tuned(monkeypatch, tmp_path, folder, learning_rate=0.0, num_virtual_tokens=40)
+    ids = tokenizer(training.SOFT_PROMPT, add_special_tokens=False)["input_ids"]
+    vectors = result.network.prompt_encoder["default"].embedding.weight
+    assert vectors.equal(embedding(models.import_torch().tensor(ids))[:40])
+
+
+def test_an_interrupted_soft_prompt_goes_on(monkeypatch, tmp_path, tiny):
+    folder, parts = tiny(), {}
+    whole = prompt_tuned(monkeypatch, tmp_path, folder, max_steps=4)
+    for name, given in {"stopped": {"stop": True}, "resumed": {}}.items():
+        with monkeypatch.context() as patch:
+            patch.setattr(Context, "stop_requested", property(lambda self, stop=bool(given): stop and Path(self.dir / "events.jsonl").read_text().count('"step"') > 0))
+            parts[name] = prompt_tuned(monkeypatch, tmp_path, folder, max_steps=4)
+    assert 0 < parts["stopped"].summary["steps"] < 4 == parts["resumed"].summary["steps"]
+    models.import_torch().testing.assert_close(parts["resumed"].network.get_prompt_embedding_to_save("default"), whole.network.get_prompt_embedding_to_save("default"))
+
+
+@pytest.mark.parametrize("given,words", [({"packing": True}, "packing is on and method is 'prompt'"), ({"train_embeddings": True}, "train_embeddings is on and method is 'prompt'")])
+def test_what_prompt_tuning_cannot_do_is_said_at_once(tiny, given, words):
+    with pytest.raises(ParameterValueError, match=words): read_order(options(tiny(), method="prompt", **given))
+
+
+def test_a_soft_prompt_is_no_base_and_no_judge(monkeypatch, tmp_path, tiny):
+    folder = tiny()
+    result = prompt_tuned(monkeypatch, tmp_path, folder)
+    with pytest.raises(ParameterValueError, match=f"Name its base: '{folder}'"): read_order(options(result.model))
+    with pytest.raises(SourceFormatError, match="texts are judged without one"): open_metric_model(Path(result.model), "causal")
