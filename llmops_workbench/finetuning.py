@@ -8,13 +8,14 @@ curve, answers before anybody's eyes, and the folder of the model. What happens 
 
 # %% auto #0
 __all__ = ['MEASURED', 'TARGET', 'hold_out', 'FineTuned', 'read_history', 'loss_figure', 'line_figure', 'finetune', 'Order',
-           'read_order', 'check_options', 'find_base_model', 'read_splits', 'check_output_dir', 'launch_finetune',
-           'find_finetune', 'active_finetunes', 'collect_finetune']
+           'read_order', 'check_options', 'check_machine', 'find_base_model', 'read_splits', 'check_output_dir',
+           'launch_finetune', 'find_finetune', 'active_finetunes', 'collect_finetune']
 
 # %% ../nbs/14_finetuning.ipynb #e111aed7
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
@@ -127,7 +128,7 @@ def finetune(
     dataset:str|Dataset|pd.DataFrame="helpdesk", # Examples to train on: a prepared split, or rows with tasks
     eval_dataset:str|Dataset|pd.DataFrame|None=None, # Examples to evaluate on; None keeps some of dataset back
     tasks:dict|None=None,                    # Task to [prompt template, completion template]; None for a prepared split or the sample
-    method:Literal["lora", "dora", "prompt", "full"]="lora", # Train a small adapter (DoRA: with a length for each output), only tokens read before each prompt, or all weights
+    method:Literal["lora", "dora", "qlora", "prompt", "full"]="lora", # Train a small adapter (DoRA: with a length for each output; QLoRA: on a base in 4 bits, needs a GPU), only tokens read before each prompt, or all weights
     num_train_epochs:Annotated[float, Between(0, 1000)]|None=None, # Passes over the examples
     max_steps:Annotated[int, Between(-1, 10**7)]|None=None, # Optimiser steps
     max_minutes:Annotated[float, Between(0.01, 10**5)]|None=None, # Time for training; the learning rate decays within it
@@ -183,6 +184,7 @@ def read_order(
 ) -> Order:
     "Look up model and data; a `UserError` says what is wrong with which."
     params = check_options(params)
+    check_machine(params["method"])
     base, folder = find_base_model(params["model_name_or_path"])
     source, fit, held_out = read_splits(params)
     target = check_output_dir(params["output_dir"])
@@ -195,6 +197,19 @@ def check_options(params) -> dict:
     for name in ("packing", "train_embeddings") if params["method"] == "prompt" else ():
         if params[name]: raise ParameterValueError(explain(f"{name} is on and method is 'prompt'", "Prompt tuning trains nothing but the tokens before each example", f"Leave {name} out, or take another method"))
     return params
+
+# %% ../nbs/14_finetuning.ipynb #f532b80f
+def check_machine(
+    method:str, # As in `finetune`
+):
+    "`ParameterValueError` says what this machine lacks for the method."
+    if method != "qlora": return
+    from llmops_workbench.models import import_torch
+    package, gpu = find_spec("bitsandbytes") is not None, import_torch().cuda.is_available()
+    if package and gpu: return
+    todo = [] if package else ["Install it with: pip install 'llmops_workbench[quantized]'"]
+    raise ParameterValueError(explain(f"method is 'qlora' and {' and '.join([*([] if package else ['bitsandbytes']), *([] if gpu else ['a CUDA GPU'])])} cannot be found here",
+        "QLoRA keeps its base in 4 bits by bitsandbytes on a GPU", ". ".join([*todo, "Take method='lora' where there is no GPU" if not gpu else "Or take method='lora'"])))
 
 # %% ../nbs/14_finetuning.ipynb #20f89a37
 def find_base_model(

@@ -21,7 +21,7 @@ import pandas as pd
 
 from .display import Result
 from .errors import UserError
-from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits
+from .finetuning import check_machine, check_options, check_output_dir, find_base_model, find_finetune, read_splits
 from .jobs import ACTIVE_STATES, say_duration
 from .schedules import choose_learning_rate, make_schedule, measure_step
 from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
@@ -69,13 +69,14 @@ def preflight(
 ) -> Preflight:
     "Check everything a fine-tune needs, measure a few steps, train nothing; `UnknownParameterError` for a parameter that is none."
     params, checks = check_options(params), _Checks()
+    checks.attempt("method", lambda: check_machine(params["method"]))
+    if checks.rows: return checks.report()
     base = checks.attempt("model", lambda: find_base_model(params["model_name_or_path"]))
     splits = checks.attempt("data", lambda: read_splits(params))
     checks.attempt("output", lambda: check_output_dir(params["output_dir"]))
     if base is None or splits is None: return checks.report()
-    from llmops_workbench.models import load_local
-    from llmops_workbench.training import longest_example
-    local = checks.attempt("model", lambda: load_local(str(base[1]), device="cpu"))
+    from llmops_workbench.training import load_base, longest_example
+    local = checks.attempt("model", lambda: load_base(str(base[1]), SimpleNamespace(**params)))
     if local is None: return checks.report()
     checks.add("model", f"{base[0]}, {local.n_parameters:,} parameters, reads {local.context_tokens:,} tokens", n_parameters=local.n_parameters)
     _check_data(checks, *splits, params)
@@ -148,7 +149,8 @@ def _check_cost(checks, local, encoded, n_examples, options):
     precision = choose_precision(options.dtype)
     prefer_attention(local.network, precision, size, lengths.max())
     def loss(batch):
-        with precision_context(precision)(): return answer_loss(inner_network(model), batch)
+        device = local.network.device
+        with precision_context(precision, device.type)(): return answer_loss(inner_network(model), {name: value.to(device) for name, value in batch.items()})
     pad_to = pad_multiple(local.network)
     batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0, pad_to)
     order = list(LengthSampler(lengths, size, options.seed))

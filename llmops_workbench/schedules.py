@@ -75,7 +75,7 @@ def rows_needed(examples, options, schedule):
     return examples if needed >= len(examples) else examples.sample(int(needed), random_state=options.seed)
 
 # %% ../nbs/09_schedules.ipynb #3fb219fc
-METHODS = {"lora": "LoRA", "dora": "DoRA", "prompt": "Prompt tuning", "full": "Full fine-tuning"} # What each method is called
+METHODS = {"lora": "LoRA", "dora": "DoRA", "qlora": "QLoRA", "prompt": "Prompt tuning", "full": "Full fine-tuning"} # What each method is called
 
 def choose_learning_rate(
     wanted,          # As asked for, or None

@@ -10,8 +10,8 @@ tokens and batches come from `sequences`, the learning rate from `schedules`, wh
 # %% auto #0
 __all__ = ['SOFT_PROMPT', 'plain_head', 'answer_logits', 'answer_loss', 'score_held_out', 'inner_network', 'choose_precision',
            'precision_context', 'prefer_attention', 'TrainerParts', 'save_weights', 'make_trainer', 'adapter_config',
-           'start_soft_prompt', 'longest_example', 'embeddings_name', 'ReporterParts', 'make_reporter', 'save_model',
-           'model_card', 'sample_answers', 'train', 'make_evaluation', 'peak_memory', 'versions']
+           'start_soft_prompt', 'longest_example', 'load_base', 'embeddings_name', 'ReporterParts', 'make_reporter',
+           'save_model', 'model_card', 'sample_answers', 'train', 'make_evaluation', 'peak_memory', 'versions']
 
 # %% ../nbs/14_training.ipynb #83fc6fe1
 import hashlib
@@ -241,6 +241,16 @@ def longest_example(
     if room < max(8, step): raise ParameterValueError(explain(f"num_virtual_tokens={options.num_virtual_tokens} leaves no room for examples", f"The model reads {local.context_tokens:,} tokens", "Lower it"))
     return min(options.max_length, room//step*step)
 
+def load_base(
+    model:str, # Folder of the base model, or its name
+    options,   # The parameters of `finetune`, as attributes
+):             # -> LocalModel
+    "The base as it is trained on: on a GPU in 4 bits for QLoRA, with the doubly quantised normal floats of Dettmers et al. 2023; on the CPU otherwise."
+    if options.method != "qlora": return load_local(model, device="cpu")
+    precision = choose_precision(options.dtype)
+    config = import_transformers().BitsAndBytesConfig(load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_use_double_quant=True, bnb_4bit_compute_dtype=precision)
+    return load_local(model, dtype=precision, device="cuda", quantization_config=config, device_map={"": 0})
+
 def embeddings_name(network):
     "What the architecture calls the layer of its token embeddings."
     return next(name for name, module in network.named_modules() if module is network.get_input_embeddings()).rpartition(".")[2]
@@ -367,7 +377,7 @@ def train(
     "The target of a fine-tuning job; `ParameterValueError` where no example has an answer within `max_length`, or the loss is no number."
     began, options, torch = time.perf_counter(), SimpleNamespace(**options), import_torch()
     context.progress(0, None, "loading the model")
-    local = load_local(model, device="cpu")
+    local = load_base(model, options)
     network, tokenizer, base_folder = local.network, local.tokenizer, find_model(model)
     options.max_length = longest_example(options, local)
     options.learning_rate = choose_learning_rate(options.learning_rate, options.method, local.n_parameters)

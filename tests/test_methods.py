@@ -2,6 +2,8 @@
 
 import json
 import math
+import tomllib
+from importlib.util import find_spec
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,12 +11,12 @@ import pandas as pd
 import pytest
 from tiny_models import save_model
 
-from llmops_workbench import models, training
+from llmops_workbench import finetuning, models, training
 from llmops_workbench.checkpoints import weights_digest
 from llmops_workbench.datasets import save_snapshot
 from llmops_workbench.errors import ParameterValueError, SourceFormatError
 from llmops_workbench.finetuning import FineTuned, finetune, read_order
-from llmops_workbench.jobs import Context
+from llmops_workbench.jobs import Context, list_jobs
 from llmops_workbench.metric_models import open_metric_model
 from llmops_workbench.models import encode_messages, load_local
 from llmops_workbench.readiness import preflight
@@ -228,3 +230,35 @@ def test_a_soft_prompt_is_no_base_and_no_judge(monkeypatch, tmp_path, tiny):
     result = prompt_tuned(monkeypatch, tmp_path, folder)
     with pytest.raises(ParameterValueError, match=f"Name its base: '{folder}'"): read_order(options(result.model))
     with pytest.raises(SourceFormatError, match="texts are judged without one"): open_metric_model(Path(result.model), "causal")
+
+
+def four_bits_here():
+    return find_spec("bitsandbytes") is not None and models.import_torch().cuda.is_available()
+
+
+@pytest.mark.parametrize("package,words", [(False, ["bitsandbytes and a CUDA GPU cannot be found", "pip install 'llmops_workbench[quantized]'", "method='lora'"]),
+                                           (True, ["and a CUDA GPU cannot be found", "method='lora'"])])
+def test_four_bits_without_a_gpu_are_refused_before_anything_starts(monkeypatch, tiny, package, words):
+    if four_bits_here(): pytest.skip("this machine has a GPU and bitsandbytes: nothing is missing")
+    if package and models.import_torch().cuda.is_available(): pytest.skip("this machine has a GPU")
+    monkeypatch.setattr(finetuning, "find_spec", lambda name: object() if package else None)
+    with pytest.raises(ParameterValueError) as error: finetune(**options(tiny(), method="qlora"))
+    assert all(word in str(error.value) for word in words) and ("pip install" in str(error.value)) != package
+    assert list_jobs().empty
+    seen = preflight(**options(tiny(), method="qlora"))
+    assert not seen.ready and seen.frame["check"].tolist() == ["method"] and words[0] in seen.frame["found"][0]
+
+
+def test_the_extra_that_the_refusal_offers_brings_bitsandbytes():
+    extras = tomllib.loads((Path(__file__).parent.parent / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert any(wanted.startswith("bitsandbytes") for wanted in extras["quantized"])
+
+
+def test_a_base_in_four_bits_is_trained_on(monkeypatch, tmp_path, tiny):
+    if not four_bits_here(): pytest.skip("needs a CUDA GPU and bitsandbytes: pip install 'llmops_workbench[quantized]'")
+    folder = tiny()
+    seen, result = preflight(**options(folder, method="qlora", dtype="auto")), tune(monkeypatch, tmp_path, folder, method="qlora", dtype="auto")
+    assert seen.ready and seen.summary["n_trainable"] == result.summary["n_trainable"]
+    assert training.inner_network(result.network).is_loaded_in_4bit and math.isfinite(result.summary["eval_loss"])
+    assert result.summary["n_parameters"] == load_local(folder).n_parameters
+    assert load_local(result.model).generate(PROMPTS, max_new_tokens=4)["error"].eq("").all()
