@@ -3917,6 +3917,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                         'llmops_workbench/training.py'),
                                            'llmops_workbench.training.make_trainer': ( 'training.html#make_trainer',
                                                                                        'llmops_workbench/training.py'),
+                                           'llmops_workbench.training.merge_adapter': ( 'training.html#merge_adapter',
+                                                                                        'llmops_workbench/training.py'),
                                            'llmops_workbench.training.model_card': ( 'training.html#model_card',
                                                                                      'llmops_workbench/training.py'),
                                            'llmops_workbench.training.peak_memory': ( 'training.html#peak_memory',

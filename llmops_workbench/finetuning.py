@@ -79,6 +79,7 @@ def _short(value): return f"{value:,.4g}" if isinstance(value, float) and abs(va
 def _words(s):
     words = [f"{METHODS[s['method']]} on {s['base']}: {s['steps']:,} steps, {s['epochs']:.2f} passes over the examples, {s['tokens']:,} tokens in {say_duration(s['train_s'])} "
              f"at {s['tokens_per_s']:,.0f} tokens a second. {s['n_trainable']:,} of {s['n_parameters']:,} weights were trained."]
+    if s.get("merged"): words.append("The adapter is written into the weights: the folder is a whole model.")
     before, after = s.get("eval_loss_before"), s.get("eval_loss")
     if after is not None and before is not None:
         words.append(f"The held-out loss {'fell' if after < before else 'rose'} from {before:.3f} to {after:.3f} nats a token"
@@ -146,6 +147,7 @@ def finetune(
     target_modules:str="all-linear",         # Layers with an adapter: "all-linear", or names with commas between
     train_embeddings:bool=False,             # Train the token embeddings beside the adapter
     num_virtual_tokens:Annotated[int, Between(1, 1000)]=20, # Tokens that prompt tuning reads first; beyond 20 little is gained (Lester et al. 2021)
+    merge:bool=False,                        # Write the adapter into the weights and save a whole model, in float32
     dtype:Literal["auto", "float32", "bfloat16"]="auto", # Number format of the products; "auto" is bfloat16 where the processor has it
     gradient_checkpointing:bool=False,       # Less memory, more time
     eval_steps:Annotated[int, Between(1, 10**7)]|None=None, # Steps between evaluations; None evaluates before and after
@@ -194,8 +196,8 @@ def check_options(params) -> dict:
     "All parameters, checked also against each other."
     params = {**defaults_of(finetune), **check_parameters(finetune, params)}
     params["max_steps"] = params["max_steps"] if params["max_steps"] and params["max_steps"] > 0 else None
-    for name in ("packing", "train_embeddings") if params["method"] == "prompt" else ():
-        if params[name]: raise ParameterValueError(explain(f"{name} is on and method is 'prompt'", "Prompt tuning trains nothing but the tokens before each example", f"Leave {name} out, or take another method"))
+    for name in ("packing", "train_embeddings", "merge") if params["method"] == "prompt" else ():
+        if params[name]: raise ParameterValueError(explain(f"{name} is on and method is 'prompt'", "Prompt tuning changes no weight: it trains nothing but the tokens before each example", f"Leave {name} out, or take another method"))
     return params
 
 # %% ../nbs/14_finetuning.ipynb #f532b80f

@@ -164,7 +164,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
                planned_steps=steps, planned_epochs=round(steps/per_epoch, 4))
     checks.add("time", f"About {say_duration(steps*step_s)} for training ({step_s:.2f} s a step, {longest_s:.2f} s for the longest batch, {precision}), measured now",
                planned_s=steps*step_s, step_s=step_s, precision=precision)
-    need = trained*4*(2 if options.method == "full" else 1)*4
+    need = trained*4*(2 if options.method == "full" else 1)*4 + (local.n_parameters*4 if options.merge else 0)
     free = shutil.disk_usage(load_settings().workspace if load_settings().workspace.exists() else Path.cwd()).free
     checks.add("disk", f"{_size(free)} free, about {_size(need)} needed", "ok" if free > need else "error", "Free some space or move the workspace", disk_bytes=need)
     checks.add("memory", f"{_size(peak_memory())} at the longest batch", memory_bytes=peak_memory())

@@ -11,7 +11,8 @@ tokens and batches come from `sequences`, the learning rate from `schedules`, wh
 __all__ = ['SOFT_PROMPT', 'plain_head', 'answer_logits', 'answer_loss', 'score_held_out', 'inner_network', 'choose_precision',
            'precision_context', 'prefer_attention', 'TrainerParts', 'save_weights', 'make_trainer', 'adapter_config',
            'start_soft_prompt', 'longest_example', 'load_base', 'embeddings_name', 'ReporterParts', 'make_reporter',
-           'save_model', 'model_card', 'sample_answers', 'train', 'make_evaluation', 'peak_memory', 'versions']
+           'save_model', 'merge_adapter', 'model_card', 'sample_answers', 'train', 'make_evaluation', 'peak_memory',
+           'versions']
 
 # %% ../nbs/14_training.ipynb #83fc6fe1
 import hashlib
@@ -20,6 +21,7 @@ import math
 import os
 import shutil
 import sys
+import tempfile
 import time
 import warnings
 from contextlib import nullcontext
@@ -336,12 +338,22 @@ def save_model(
     finally: shutil.rmtree(part, ignore_errors=True)
     return final, digest
 
+def merge_adapter(
+    model,            # PEFT's wrapper with a trained adapter
+    base_folder:Path, # Where its base lies
+):                    # -> The base, in float32
+    "The base with the adapter written into its weights. It is read again, so that it is neither rounded nor in 4 bits."
+    with tempfile.TemporaryDirectory() as folder:
+        save_weights(model, folder)
+        record_base(Path(folder), str(base_folder), base_folder)
+        return load_local(folder, dtype="float32", device="cpu").network
+
 def model_card(facts) -> str:
     "What the model is, from what was recorded."
     rows = [f"| {name} | {str(facts[name]).replace('|', '/')} |" for name in sorted(facts) if not isinstance(facts[name], (dict, list))]
-    head = {"base_model": facts["base"], "library_name": "transformers" if facts["method"] == "full" else "peft", "pipeline_tag": "text-generation"}
+    head = {"base_model": facts["base"], "library_name": "transformers" if facts["method"] == "full" or facts.get("merged") else "peft", "pipeline_tag": "text-generation"}
     return "\n".join(["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {facts['base']} fine-tuned on {facts['dataset']}", "",
-        f"Made by llmops_workbench from `{facts['base']}` by {METHODS[facts['method']]}. What follows was recorded, "
+        f"Made by llmops_workbench from `{facts['base']}` by {METHODS[facts['method']]}{', merged into its weights' if facts.get('merged') else ''}. What follows was recorded, "
         "not written; what the model may be used for is for you to add.", "", "| | |", "|---|---|", *rows, ""])
 
 # %% ../nbs/14_training.ipynb #c321116f
@@ -414,11 +426,12 @@ def train(
     summary = {"base": base, "dataset": source, "method": options.method, "learning_rate": options.learning_rate, "steps": schedule.step, "epochs": round(schedule.step*total_batch/len(examples), 4),
                "ended_by": reporter.ended_by or "steps", "stopped_early": reporter.ended_by == "request" or (reporter.ended_by == "time" and bool(schedule.max_steps)),
                **{name: round(value, 6) for name, value in scores.items()}, "n_parameters": local.n_parameters, "n_trainable": trainable,
-               "tokens": int(schedule.tokens), "precision": trainer.precision, "seed": options.seed}
+               "tokens": int(schedule.tokens), "precision": trainer.precision, "seed": options.seed, "merged": options.merge and options.method != "full"}
     measured = {"tokens_per_s": schedule.tokens/max(schedule.used_s, 1e-9), "train_s": schedule.used_s, "duration_s": time.perf_counter() - began,
                 "peak_memory_bytes": peak_memory(), "threads": torch.get_num_threads()}
     context.progress(schedule.step, schedule.step, "saving")
-    folder, digest = save_model(trainer.model, tokenizer, Path(output_dir) if output_dir else None, name, base, base_folder,
+    model = merge_adapter(trainer.model, base_folder) if summary["merged"] else trainer.model
+    folder, digest = save_model(model, tokenizer, Path(output_dir) if output_dir else None, name, base, base_folder,
                                 {**summary, **measured, "examples": dataset, "evaluation": evaluation, "options": vars(options), "asked": asked, "versions": versions()})
     if reporter.ended_by != "request": shutil.rmtree(context.dir/"checkpoints", ignore_errors=True)
     context.event("saved", path=str(folder), weights_sha256=digest)

@@ -12,7 +12,7 @@ import pytest
 from tiny_models import save_model
 
 from llmops_workbench import finetuning, models, training
-from llmops_workbench.checkpoints import weights_digest
+from llmops_workbench.checkpoints import check_model_folder, weights_digest
 from llmops_workbench.datasets import save_snapshot
 from llmops_workbench.errors import ParameterValueError, SourceFormatError
 from llmops_workbench.finetuning import FineTuned, finetune, read_order
@@ -20,6 +20,7 @@ from llmops_workbench.jobs import Context, list_jobs
 from llmops_workbench.metric_models import open_metric_model
 from llmops_workbench.models import encode_messages, load_local
 from llmops_workbench.readiness import preflight
+from llmops_workbench.schedules import METHODS
 
 FAMILIES = ["gpt2", "llama", "qwen3", "gemma3", "mistral", "phi", "olmo2", "smollm3"]
 EXAMPLES = pd.DataFrame([{"id": f"t{n}", "task": "floor", "prompt": f"the printer on floor {n} is broken", "completion": f"printer {n}"} for n in range(20)])
@@ -39,13 +40,13 @@ def options(folder, **given):
 
 def tune(monkeypatch, tmp_path, folder, **given):
     "What the worker of a fine-tune does, in this process: its result, and the network as it was trained."
-    order, seen, save = read_order(options(folder, **given)), [], training.save_model
-    (tmp_path / "job").mkdir(exist_ok=True)
+    order, seen, make = read_order(options(folder, **given)), [], training.make_trainer
+    (tmp_path / "job").mkdir(parents=True, exist_ok=True)
     with monkeypatch.context() as patch:
-        patch.setattr(training, "save_model", lambda model, *rest, **more: seen.append(model) or save(model, *rest, **more))
+        patch.setattr(training, "make_trainer", lambda *given: seen.append(make(*given)) or seen[0])
         result = training.train(Context(tmp_path / "job"), str(order.folder), order.base, save_snapshot(order.fit), order.held_out and save_snapshot(order.held_out),
                                 "tiny", order.output_dir, "examples", order.options)
-    return SimpleNamespace(**result, network=seen[0].eval())
+    return SimpleNamespace(**result, network=seen[0].model.eval())
 
 
 def batch_of(tokenizer):
@@ -262,3 +263,37 @@ def test_a_base_in_four_bits_is_trained_on(monkeypatch, tmp_path, tiny):
     assert training.inner_network(result.network).is_loaded_in_4bit and math.isfinite(result.summary["eval_loss"])
     assert result.summary["n_parameters"] == load_local(folder).n_parameters
     assert load_local(result.model).generate(PROMPTS, max_new_tokens=4)["error"].eq("").all()
+
+
+@pytest.mark.parametrize("kind,method,embeddings", [("llama", "lora", True), ("gpt2", "dora", True), ("gemma3", "lora", False), ("smollm3", "dora", False)])
+def test_a_merged_adapter_is_a_whole_model(monkeypatch, tmp_path, tiny, kind, method, embeddings):
+    torch, folder = models.import_torch(), tiny(kind)
+    result = tune(monkeypatch, tmp_path, folder, method=method, train_embeddings=embeddings, merge=True)
+    made, tokenizer = Path(result.model), load_local(folder).tokenizer
+    assert result.summary["merged"] and not list(made.glob("adapter*")) and check_model_folder(made) == "model"
+    whole = models.import_transformers().AutoModelForCausalLM.from_pretrained(made)
+    assert whole.dtype == torch.float32 and not any("lora" in name for name in whole.state_dict())
+    torch.testing.assert_close(logits(whole.eval(), tokenizer), logits(result.network, tokenizer), atol=1e-4, rtol=1e-4)
+    assert load_local(result.model, dtype="float32").generate(PROMPTS, max_new_tokens=8)["completion"].tolist() == said_by(whole, tokenizer, 8)
+    note, card, saved = (made / "workbench.json").read_text(), (made / "README.md").read_text(), json.loads((made / "training_args.json").read_text())
+    assert json.loads(note) == {"base_model": folder, "base_sha256": weights_digest(folder)} and saved["options"]["lora_r"] == 4
+    assert f"by {METHODS[method]}, merged into its weights." in card and 'library_name: "transformers"' in card and weights_digest(folder) in card
+    assert "whole model" in FineTuned({**result.summary, **result.measured}, pd.DataFrame(), pd.DataFrame(), {}).words()[1]
+
+
+def test_a_soft_prompt_cannot_be_merged(tiny):
+    with pytest.raises(ParameterValueError, match="merge is on and method is 'prompt'"): read_order(options(tiny(), method="prompt", merge=True))
+
+
+@pytest.mark.parametrize("method,merge", [("lora", False), ("dora", False), ("lora", True)])
+def test_an_earlier_run_goes_on_as_a_base(monkeypatch, tmp_path, tiny, method, merge):
+    "By its folder and by its run: the second adapter stands upon the first, and loads upon it."
+    torch, folder = models.import_torch(), tiny()
+    first = tune(monkeypatch, tmp_path / "a", folder, method=method, merge=merge)
+    run = FineTuned({**first.summary, **first.measured}, pd.DataFrame({"step": [], "name": [], "value": []}), pd.DataFrame({"id": []}), {"model": first.model}).log(stage="finetune")
+    assert read_order(options(f"run:{run}")).folder == read_order(options(first.model)).folder == Path(first.model)
+    second, tokenizer = tune(monkeypatch, tmp_path / "b", f"run:{run}", method=method), load_local(folder).tokenizer
+    check_weights(first.model, second.network, second.summary["n_trainable"])
+    trained = logits(second.network, tokenizer)
+    assert (trained - logits(first.network, tokenizer)).abs().max() > 0.05
+    torch.testing.assert_close(logits(load_local(second.model, dtype="float32").network, tokenizer), trained, atol=1e-4, rtol=1e-4)
