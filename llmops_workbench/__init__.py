@@ -127,6 +127,7 @@ Modules:
 - `llmops_workbench.signals`: One row a text, one column a property: what rows are explored, filtered and prepared by
 - `llmops_workbench.significance`: Whether a difference is more than luck: paired resampling, exact tests, and an honest verdict in words
 - `llmops_workbench.slices`: Where a system is weak, in a rule that can be said aloud, and not found by looking often
+- `llmops_workbench.soft_prompts`: Tokens that stand in no vocabulary, read before every prompt
 - `llmops_workbench.sources`: Answers by the name of a run, a prompt, a model, a file or a yardstick
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen

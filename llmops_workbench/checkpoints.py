@@ -66,8 +66,8 @@ def check_safetensors(
         raise SourceFormatError(explain(f"'{path}' is damaged: {fault}", "", "Copy or download it again"))
 
 # %% ../nbs/08_checkpoints.ipynb #7cb8eb0d
-# The adapter kinds that change weights only, so that they can be merged into their base.
-_ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA")
+# The adapter kinds that change weights only, so that they can be merged into their base, and the one that is nothing but vectors read before a prompt.
+_ADAPTERS = ("LORA", "ADALORA", "IA3", "LOHA", "LOKR", "OFT", "VERA", "PROMPT_TUNING")
 
 def refuse(
     folder:Path, # The model folder

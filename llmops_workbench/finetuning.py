@@ -8,13 +8,14 @@ curve, answers before anybody's eyes, and the folder of the model. What happens 
 
 # %% auto #0
 __all__ = ['MEASURED', 'TARGET', 'hold_out', 'FineTuned', 'read_history', 'loss_figure', 'line_figure', 'finetune', 'Order',
-           'read_order', 'check_options', 'find_base_model', 'read_splits', 'check_output_dir', 'launch_finetune',
-           'find_finetune', 'active_finetunes', 'collect_finetune']
+           'read_order', 'check_options', 'check_machine', 'find_base_model', 'read_splits', 'check_output_dir',
+           'launch_finetune', 'find_finetune', 'active_finetunes', 'collect_finetune']
 
 # %% ../nbs/14_finetuning.ipynb #e111aed7
 import hashlib
 import json
 from dataclasses import dataclass
+from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,7 +23,7 @@ from typing import Annotated, Literal
 import numpy as np
 import pandas as pd
 
-from .checkpoints import check_model_folder, find_model, weights_digest
+from .checkpoints import check_model_folder, find_base, find_model, weights_digest
 from .datasets import Dataset, make_dataset, save_snapshot
 from .display import Result, theme
 from .errors import JobError, OutputInUseError, ParameterValueError, explain
@@ -30,7 +31,9 @@ from .examples import read_examples
 from .jobs import Job, active_jobs, collect_job, find_job, say_duration, start_job
 from .marks import PALETTE
 from .params import Between, check_parameters, defaults_of
+from .schedules import METHODS
 from .settings import load_settings
+from .soft_prompts import is_soft_prompt
 
 # %% ../nbs/14_finetuning.ipynb #9a6421d4
 def hold_out(
@@ -74,9 +77,9 @@ class FineTuned(Result):
 def _short(value): return f"{value:,.4g}" if isinstance(value, float) and abs(value) < 1e4 else f"{value:,.0f}" if isinstance(value, (int, float)) and not isinstance(value, bool) else value
 
 def _words(s):
-    way = "LoRA" if s["method"] == "lora" else "Full fine-tuning"
-    words = [f"{way} on {s['base']}: {s['steps']:,} steps, {s['epochs']:.2f} passes over the examples, {s['tokens']:,} tokens in {say_duration(s['train_s'])} "
+    words = [f"{METHODS[s['method']]} on {s['base']}: {s['steps']:,} steps, {s['epochs']:.2f} passes over the examples, {s['tokens']:,} tokens in {say_duration(s['train_s'])} "
              f"at {s['tokens_per_s']:,.0f} tokens a second. {s['n_trainable']:,} of {s['n_parameters']:,} weights were trained."]
+    if s.get("merged"): words.append("The adapter is written into the weights: the folder is a whole model.")
     before, after = s.get("eval_loss_before"), s.get("eval_loss")
     if after is not None and before is not None:
         words.append(f"The held-out loss {'fell' if after < before else 'rose'} from {before:.3f} to {after:.3f} nats a token"
@@ -126,7 +129,7 @@ def finetune(
     dataset:str|Dataset|pd.DataFrame="helpdesk", # Examples to train on: a prepared split, or rows with tasks
     eval_dataset:str|Dataset|pd.DataFrame|None=None, # Examples to evaluate on; None keeps some of dataset back
     tasks:dict|None=None,                    # Task to [prompt template, completion template]; None for a prepared split or the sample
-    method:Literal["lora", "full"]="lora",   # Train a small adapter, or all weights
+    method:Literal["lora", "dora", "qlora", "prompt", "full"]="lora", # Train a small adapter (DoRA: with a length for each output; QLoRA: on a base in 4 bits, needs a GPU), only tokens read before each prompt, or all weights
     num_train_epochs:Annotated[float, Between(0, 1000)]|None=None, # Passes over the examples
     max_steps:Annotated[int, Between(-1, 10**7)]|None=None, # Optimiser steps
     max_minutes:Annotated[float, Between(0.01, 10**5)]|None=None, # Time for training; the learning rate decays within it
@@ -143,6 +146,8 @@ def finetune(
     lora_dropout:Annotated[float, Between(0, 0.9)]=0.0, # Share of the adapter's inputs dropped while training
     target_modules:str="all-linear",         # Layers with an adapter: "all-linear", or names with commas between
     train_embeddings:bool=False,             # Train the token embeddings beside the adapter
+    num_virtual_tokens:Annotated[int, Between(1, 1000)]=20, # Tokens that prompt tuning reads first; beyond 20 little is gained (Lester et al. 2021)
+    merge:bool=False,                        # Write the adapter into the weights and save a whole model, in float32
     dtype:Literal["auto", "float32", "bfloat16"]="auto", # Number format of the products; "auto" is bfloat16 where the processor has it
     gradient_checkpointing:bool=False,       # Less memory, more time
     low_memory:bool=False,                   # Hand freed memory back to the system at once: less memory on a CPU, up to a fifth more time
@@ -182,6 +187,7 @@ def read_order(
 ) -> Order:
     "Look up model and data; a `UserError` says what is wrong with which."
     params = check_options(params)
+    check_machine(params["method"])
     base, folder = find_base_model(params["model_name_or_path"])
     source, fit, held_out = read_splits(params)
     target = check_output_dir(params["output_dir"])
@@ -191,7 +197,22 @@ def check_options(params) -> dict:
     "All parameters, checked also against each other."
     params = {**defaults_of(finetune), **check_parameters(finetune, params)}
     params["max_steps"] = params["max_steps"] if params["max_steps"] and params["max_steps"] > 0 else None
+    for name in ("packing", "train_embeddings", "merge") if params["method"] == "prompt" else ():
+        if params[name]: raise ParameterValueError(explain(f"{name} is on and method is 'prompt'", "Prompt tuning changes no weight: it trains nothing but the tokens before each example", f"Leave {name} out, or take another method"))
     return params
+
+# %% ../nbs/14_finetuning.ipynb #f532b80f
+def check_machine(
+    method:str, # As in `finetune`
+):
+    "`ParameterValueError` says what this machine lacks for the method."
+    if method != "qlora": return
+    from llmops_workbench.models import import_torch
+    package, gpu = find_spec("bitsandbytes") is not None, import_torch().cuda.is_available()
+    if package and gpu: return
+    todo = [] if package else ["Install it with: pip install 'llmops_workbench[quantized]'"]
+    raise ParameterValueError(explain(f"method is 'qlora' and {' and '.join([*([] if package else ['bitsandbytes']), *([] if gpu else ['a CUDA GPU'])])} cannot be found here",
+        "QLoRA keeps its base in 4 bits by bitsandbytes on a GPU", ". ".join([*todo, "Take method='lora' where there is no GPU" if not gpu else "Or take method='lora'"])))
 
 # %% ../nbs/14_finetuning.ipynb #20f89a37
 def find_base_model(
@@ -205,6 +226,8 @@ def find_base_model(
         name = open_store().get_run(name.removeprefix("run:")).outputs.get("model") or name
     folder, models = find_model(name).resolve(), (load_settings().workspace/"models").resolve()
     check_model_folder(folder)
+    if is_soft_prompt(folder): raise ParameterValueError(explain(f"The model '{name}' is a soft prompt, which cannot be trained further", "A base has weights of its own, or is an adapter that changes weights",
+                                                                 f"Name its base: '{find_base(folder)}'"))
     if folder.parent == models: return folder.name, folder
     return (str(folder) if Path(name).expanduser().is_dir() else name), folder
 

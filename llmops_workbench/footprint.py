@@ -55,11 +55,13 @@ def _fake_network(config, adapter, checkpointing, attention, mode):
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     with torch.device("meta"):
         network = kind.from_config(config, dtype=torch.float32, **({"attn_implementation": attention} if attention else {})).train()
-        if adapter is not None:
+        if soft := adapter is not None and adapter.peft_type == "PROMPT_TUNING":
+            network.requires_grad_(False).soft_prompt = torch.nn.Parameter(torch.empty(adapter.num_virtual_tokens, network.get_input_embeddings().weight.shape[1]))
+        elif adapter is not None:
             from peft import get_peft_model
             network = get_peft_model(network, adapter)
-    if checkpointing: (network.get_base_model() if adapter is not None else network).gradient_checkpointing_enable()
-    if checkpointing and adapter is not None: network.enable_input_require_grads()
+    if checkpointing: (network.get_base_model() if hasattr(network, "peft_config") else network).gradient_checkpointing_enable()
+    if checkpointing and adapter is not None and not soft: network.enable_input_require_grads()
     made = {}
     def fake(tensor):
         with mode: return torch.empty(tensor.shape, dtype=tensor.dtype)
@@ -89,14 +91,15 @@ def training_footprint(
     batch_size:int,            # Examples of the largest batch
     length:int,                # Its tokens an example, padding included
     n_answer:int|None=None,    # Its tokens the loss is taken at; None: all
-    adapter=None,              # PEFT's configuration of an adapter; None: all weights are trained
+    adapter=None,              # PEFT's configuration of an adapter, or of a soft prompt, whose tokens are some of the length; None: all weights are trained
     precision:str="float32",   # "float32" or "bfloat16", of the products
     checkpointing:bool=False,  # Activations are computed again on the way back
     attention:str|None=None,   # "eager" or "sdpa"; None: the model's own choice
     whole_logits:bool=False,   # Every position is given a score for every token, as for models with scaled logits
 ) -> Footprint:
     "What a step of AdamW holds at once, by going through it without numbers."
-    torch, living = import_torch(), _make_living()
+    import_torch()
+    living = _make_living()
     from torch._subclasses.fake_tensor import FakeTensorMode
     mode = FakeTensorMode()
     network = _fake_network(config, adapter, checkpointing, attention, mode)
@@ -118,7 +121,10 @@ def _fake_loss(network, config, batch_size, length, n_answer, precision, whole_l
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
         if config.is_encoder_decoder: return inner(input_ids=ids, attention_mask=torch.empty((batch_size, length), dtype=torch.long), labels=ids).loss
         # A whole mask: how a short one is widened depends on its content, which a fake one has not.
-        given = {"input_ids": ids, "attention_mask": torch.empty((batch_size, 1, length, length), dtype=torch.bool)}
+        given = {"attention_mask": torch.empty((batch_size, 1, length, length), dtype=torch.bool)}
+        soft = getattr(inner, "soft_prompt", None)
+        if soft is None: given["input_ids"] = ids
+        else: given["inputs_embeds"] = torch.cat([soft.expand(batch_size, -1, -1), inner.get_input_embeddings()(ids[:, len(soft):])], 1)
         if whole_logits: return inner(**given, labels=ids).loss
         hidden = inner.base_model(**given, use_cache=False).last_hidden_state[:, :-1]
         n = batch_size*(length - 1) if n_answer is None else n_answer

@@ -95,6 +95,7 @@ def _open(folder, kind, digest):
     torch, transformers = import_torch(), import_transformers()
     if kind == "causal":
         model = load_local(str(folder), dtype="float32")
+        if model.soft_prompt: refuse(folder, "is a soft prompt on a base, and texts are judged without one", "A model with weights of its own, or an adapter that changes weights")
         return MetricModel(model.network, model.tokenizer, digest, folder)
     check_model_folder(folder)
     read = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForSequenceClassification

@@ -35,6 +35,7 @@ from .errors import ModelNotFoundError, ParameterValueError, explain
 from .formats import FORMATS, faster_format, quantize, settle_format
 from .grammars import Grammar, GrammarError, Vocabulary
 from .settings import load_settings
+from .soft_prompts import add_virtual_tokens, is_soft_prompt, read_soft_prompt, virtual_ids
 
 # %% ../nbs/08_models.ipynb #52f3d2ab
 def choose_threads(
@@ -207,9 +208,10 @@ class LocalModel(Model):
                                               "Models of the transformer kind are decoded here", "Serve it elsewhere and pass its address"))
         self.name, self.network, self.tokenizer, self.folder = name, network, tokenizer, folder
         self.dtype_name = dtype_name or str(network.dtype).removeprefix("torch.")
-        self.n_parameters = sum(p.numel() for p in network.parameters())
-        self.context_tokens = getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize
-        self.max_rows, self.longest_in_batch = max_rows, longest_in_batch(import_torch(), transformers, network)
+        self.n_parameters = network.num_parameters() # also of weights that are packed
+        self.soft_prompt = virtual_ids(network)
+        self.context_tokens = (getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize) - len(self.soft_prompt)
+        self.max_rows, self.longest_in_batch = max_rows, longest_in_batch(import_torch(), transformers, network) - len(self.soft_prompt)
         ends = getattr(network.generation_config, "eos_token_id", None)
         self.end_ids = {tokenizer.eos_token_id, *(ends if isinstance(ends, (list, tuple)) else [ends])} - {None}
         self._stamp = self._digest = None
@@ -291,7 +293,7 @@ class LocalModel(Model):
             return ids[-1] in self.end_ids or (sampling.stop and any(s in self.tokenizer.decode(ids[-reach:]) for s in sampling.stop))
         # Under a grammar the two likeliest tokens may both be out, so their distance says nothing.
         doubt = DOUBT if sampling.temperature == 0 and self.dtype_name == "float32" and not answers else 0.0
-        for row, ids in decode_rows(self.network, [rows[p] for p in positions], limits, choose, is_done, doubt):
+        for row, ids in decode_rows(self.network, [self.soft_prompt + rows[p] for p in positions], limits, choose, is_done, doubt):
             if ids is None: again.append(positions[row])
             else: yield positions[row], ids, answers and answers[row]
         for position in again: yield from self._decode({position: rows[position]}, draws, sampling, grammar)
@@ -307,16 +309,18 @@ class LocalModel(Model):
         return Completion(cut, len(prompt), len(ids), latency_s, 0.0, finish_reason="stop" if ended else "length")
 
 # %% ../nbs/08_models.ipynb #25ce0a8a
-def _load_network(folder, settings, dtype, within=()):
-    "The network in a folder, an adapter merged into its base, and the folder its tokenizer is in."
+def _load_network(folder, settings, dtype, within=(), **loading):
+    "The network in a folder, an adapter merged into its base or read before its prompts, and the folder its tokenizer is in."
     transformers, folder = import_transformers(), Path(folder)
     has_tokenizer = any((folder/name).is_file() for name in ("tokenizer.json", "tokenizer_config.json", "tokenizer.model"))
     if folder in within: refuse(folder, "is its own base", "An adapter's base is another model")
     if check_model_folder(folder) == "adapter":
-        network, base_folder = _load_network(find_base(folder, settings), settings, dtype, (*within, folder))
-        return _merge_adapter(network, folder), folder if has_tokenizer else base_folder
+        network, base_folder = _load_network(find_base(folder, settings), settings, dtype, (*within, folder), **loading)
+        if is_soft_prompt(folder): add_virtual_tokens(import_torch(), network, read_soft_prompt(import_torch(), network, folder))
+        else: network = _merge_adapter(network, folder)
+        return network, folder if has_tokenizer else base_folder
     try: network, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                                                                            trust_remote_code=False, local_files_only=True)
+                                                                            trust_remote_code=False, local_files_only=True, **loading)
     except (OSError, ValueError, KeyError, RuntimeError) as error: refuse(folder, f"does not load: {error}")
     if info["missing_keys"]: refuse(folder, f"lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}", "A model is loaded whole")
     return network.eval(), folder
@@ -363,6 +367,7 @@ def load_local(
     settings=None,      # `Settings`; those in force by default
     dtype:str="auto",   # "auto" (what is fast here; as stored on a GPU), "float32", "bfloat16", "float16" or "int8"
     device:str="auto",  # "auto" (a GPU if there is one), "cpu" or "cuda"
+    **loading,          # Further arguments of `from_pretrained`, such as a quantization_config
 ) -> LocalModel:
     "A model in this process; `ModelNotFoundError` if it is not on disk, `SourceFormatError` if it may or can not be loaded."
     for parameter, value, allowed in (("dtype", dtype, ("auto", *FORMATS)), ("device", device, ("auto", "cpu", "cuda"))):
@@ -373,14 +378,14 @@ def load_local(
     device = ("cuda" if torch.cuda.is_available() and dtype != "int8" else "cpu") if device == "auto" else device
     if dtype == "int8" and device == "cuda": raise ParameterValueError(explain("dtype is 'int8' on a GPU", "It is for the CPU", "Take 'auto', or device='cpu'"))
     if dtype == "auto" and device == "cpu": dtype = _auto_dtype(folder, settings)
-    network, words = _load_network(folder, settings, "float32" if dtype == "int8" else dtype)
+    network, words = _load_network(folder, settings, "float32" if dtype == "int8" else dtype, **loading)
     if not read_config(words, "tokenizer_config.json") and not (words/"tokenizer.json").is_file(): refuse(words, "has no tokenizer")
     try: tokenizer = transformers.AutoTokenizer.from_pretrained(words, trust_remote_code=False, local_files_only=True)
     except (OSError, ValueError, KeyError) as error: refuse(words, f"has a tokenizer that does not load: {error}")
     # A model of the workspace has its folder's name however it was asked for: a path would be another on every machine.
     mine = Path(folder).resolve().parent == ((settings or load_settings()).workspace/"models").resolve()
     name = Path(folder).name if mine else name
-    model = LocalModel(name, network.to(device), tokenizer, folder, dtype_name=None if dtype == "auto" else dtype)
+    model = LocalModel(name, network if loading else network.to(device), tokenizer, folder, dtype_name=None if dtype == "auto" else dtype)
     if dtype == "int8": quantize(torch, network)
     return model
 

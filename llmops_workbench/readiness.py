@@ -21,9 +21,10 @@ import pandas as pd
 
 from .display import Result
 from .errors import UserError
-from .finetuning import check_options, check_output_dir, find_base_model, find_finetune, read_splits
+from .finetuning import check_machine, check_options, check_output_dir, find_base_model, find_finetune, read_splits
 from .footprint import LOOSE, START_BYTES, training_footprint
 from .jobs import ACTIVE_STATES, say_duration
+from .models import import_torch
 from .schedules import choose_learning_rate, make_schedule, measure_step
 from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
 from .settings import load_settings
@@ -70,16 +71,20 @@ def preflight(
 ) -> Preflight:
     "Check everything a fine-tune needs, measure a few steps, train nothing; `UnknownParameterError` for a parameter that is none."
     params, checks = check_options(params), _Checks()
+    checks.attempt("method", lambda: check_machine(params["method"]))
+    if checks.rows: return checks.report()
     base = checks.attempt("model", lambda: find_base_model(params["model_name_or_path"]))
     splits = checks.attempt("data", lambda: read_splits(params))
     checks.attempt("output", lambda: check_output_dir(params["output_dir"]))
     if base is None or splits is None: return checks.report()
-    from llmops_workbench.models import load_local
-    local = checks.attempt("model", lambda: load_local(str(base[1]), device="cpu"))
+    from llmops_workbench.training import load_base, longest_example
+    local = checks.attempt("model", lambda: load_base(str(base[1]), SimpleNamespace(**params)))
     if local is None: return checks.report()
     checks.add("model", f"{base[0]}, {local.n_parameters:,} parameters, reads {local.context_tokens:,} tokens", n_parameters=local.n_parameters)
     _check_data(checks, *splits, params)
-    options = SimpleNamespace(**{**params, "max_length": min(params["max_length"], local.context_tokens)})
+    options = SimpleNamespace(**params)
+    options.max_length = checks.attempt("length", lambda: longest_example(options, local))
+    if options.max_length is None: return checks.report()
     encoded = _check_tokens(checks, local, splits[1].frame, options)
     if encoded["n_answer"].any(): _check_cost(checks, local, encoded, len(splits[1]), options)
     job = find_finetune(**params) if not checks.report().summary["n_errors"] else None
@@ -124,18 +129,19 @@ def _check_tokens(checks, local, examples, options, most=2000):
 # %% ../nbs/14_readiness.ipynb #a3af1e1d
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
-    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, precision_context, prefer_attention
+    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, precision_context, prefer_attention, start_soft_prompt
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network
-    if options.method == "lora":
+    if options.method != "full":
         from peft import get_peft_model
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try: model = get_peft_model(model, adapter_config(options))
+            try: model = get_peft_model(model, adapter_config(options, model))
             except ValueError as error:
                 checks.add("adapter", str(error).split("\n")[0][:200], "error", "Name layers the model has in target_modules, or 'all-linear'")
                 return
+        if options.method == "prompt": start_soft_prompt(model, local.tokenizer)
     trained = sum(p.numel() for p in model.parameters() if p.requires_grad)
     checks.add("trained weights", f"{trained:,} of {local.n_parameters:,} ({trained/local.n_parameters:.1%})", n_trainable=trained)
     usual = choose_learning_rate(None, options.method, local.n_parameters)
@@ -145,7 +151,8 @@ def _check_cost(checks, local, encoded, n_examples, options):
     precision = choose_precision(options.dtype)
     prefer_attention(local.network, precision, size, lengths.max())
     def loss(batch):
-        with precision_context(precision)(): return answer_loss(inner_network(model), batch)
+        device = local.network.device
+        with precision_context(precision, device.type)(): return answer_loss(inner_network(model), {name: value.to(device) for name, value in batch.items()})
     pad_to = pad_multiple(local.network)
     batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0, pad_to)
     order = list(LengthSampler(lengths, size, options.seed))
@@ -159,7 +166,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
                planned_steps=steps, planned_epochs=round(steps/per_epoch, 4))
     checks.add("time", f"About {say_duration(steps*step_s)} for training ({step_s:.2f} s a step, {longest_s:.2f} s for the longest batch, {precision}), measured now",
                planned_s=steps*step_s, step_s=step_s, precision=precision)
-    need = trained*4*(1 if options.method == "lora" else 2)*4
+    need = trained*4*(2 if options.method == "full" else 1)*4 + (local.n_parameters*4 if options.merge else 0)
     free = shutil.disk_usage(load_settings().workspace if load_settings().workspace.exists() else Path.cwd()).free
     checks.add("disk", f"{_size(free)} free, about {_size(need)} needed", "ok" if free > need else "error", "Free some space or move the workspace", disk_bytes=need)
     _check_memory(checks, local, model, batch(np.argsort(-lengths)[:size]), precision, options)
@@ -168,17 +175,19 @@ def _check_memory(checks, local, model, batch, precision, options):
     "What the longest batch needs, beside what is free."
     import psutil
 
-    from llmops_workbench.training import adapter_config, plain_head
-    (size, length), config = batch["input_ids"].shape, local.network.config
-    found = training_footprint(config, size, length, int((batch["labels"] != -100).sum()), adapter_config(options), precision, options.gradient_checkpointing,
-                               config._attn_implementation, not plain_head(local.network))
-    need, free = START_BYTES + found.total, psutil.virtual_memory().available
-    loose = START_BYTES + int(found.total*LOOSE)
+    from llmops_workbench.training import plain_head
+    if options.method == "qlora": return checks.add("memory", "Not known beforehand for weights in four bits")
+    (size, length), config, cuda = batch["input_ids"].shape, local.network.config, import_torch().cuda
+    virtual = options.num_virtual_tokens if options.method == "prompt" else 0
+    found = training_footprint(config, size, length + virtual, int((batch["labels"] != -100).sum()), None if options.method == "full" else model.peft_config["default"], precision,
+                               options.gradient_checkpointing, config._attn_implementation, not plain_head(local.network))
+    start, loosely = (0, 1) if cuda.is_available() else (START_BYTES, LOOSE)
+    need, loose, free = start + found.total, start + int(found.total*loosely), cuda.mem_get_info()[0] if cuda.is_available() else psutil.virtual_memory().available
     parts = f"{_size(found.weights)} weights, {_size(found.trained)} gradients and averages, {_size(found.activations)} activations of the longest batch"
-    said = f"About {_size(need)} with low_memory, up to {_size(loose)} without ({parts}); {_size(free)} are free"
     status = "error" if need > free else "warning" if loose > free and not options.low_memory else "ok"
     todo = "Set low_memory" if status == "warning" else "Halve per_device_train_batch_size and double gradient_accumulation_steps, set gradient_checkpointing, or shorten max_length"
-    checks.add("memory", said, status, todo, memory_bytes=need, loose_memory_bytes=loose, free_bytes=free)
+    checks.add("memory", f"About {_size(need)}{f', up to {_size(loose)} without low_memory' if loose > need and not options.low_memory else ''} ({parts}); {_size(free)} are free",
+               status, todo, memory_bytes=need, loose_memory_bytes=loose, free_bytes=free)
 
 def _size(n): return f"{n/2**30:.1f} GiB" if n >= 2**30 else f"{n/2**20:.0f} MiB"
 

@@ -7,24 +7,27 @@ from types import SimpleNamespace
 
 import pandas as pd
 import pytest
-from tiny_models import architectures, save_model
+from tiny_models import architectures, save_model, save_tokenizer
 
 from llmops_workbench.footprint import START_BYTES, _make_living, training_footprint
 from llmops_workbench.models import import_torch, import_transformers
 from llmops_workbench.readiness import preflight
-from llmops_workbench.training import adapter_config, answer_loss, plain_head
+from llmops_workbench.training import adapter_config, answer_loss, plain_head, start_soft_prompt
 
-OPTIONS = SimpleNamespace(method="lora", lora_r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", train_embeddings=False)
-HOW = {"all weights": {}, "LoRA": {"adapter": True}, "bfloat16": {"precision": "bfloat16"}, "checkpointing": {"checkpointing": True}, "LoRA, checkpointing": {"adapter": True, "checkpointing": True}}
+OPTIONS = SimpleNamespace(method="lora", lora_r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", train_embeddings=False, num_virtual_tokens=8)
+HOW = {"all weights": {}, "LoRA": {"adapter": "lora"}, "DoRA": {"adapter": "dora"}, "a soft prompt": {"adapter": "prompt"}, "bfloat16": {"precision": "bfloat16"}, "checkpointing": {"checkpointing": True}, "LoRA, checkpointing": {"adapter": "lora", "checkpointing": True}}
 
 
-def held(config, batch_size, length, n_answer, adapter=None, precision="float32", checkpointing=False):
+def held(folder, config, batch_size, length, n_answer, adapter=None, precision="float32", checkpointing=False):
     "What really lives while a network with numbers takes two steps, and the weights it is made of."
     torch, transformers = import_torch(), import_transformers()
     network = inner = transformers.AutoModelForCausalLM.from_config(config).train()
     if adapter:
         from peft import get_peft_model
         network = get_peft_model(inner, adapter)
+    if adapter and adapter.peft_type == "PROMPT_TUNING":
+        start_soft_prompt(network, save_tokenizer(folder))
+        length -= adapter.num_virtual_tokens
     if checkpointing:
         inner.gradient_checkpointing_enable()
         if adapter:
@@ -51,12 +54,13 @@ def held(config, batch_size, length, n_answer, adapter=None, precision="float32"
 
 @pytest.mark.parametrize("how", HOW)
 @pytest.mark.parametrize("kind", ["llama", "gemma3", "mistral-sliding", "gpt2"])
-def test_a_training_without_numbers_holds_what_one_with_numbers_does(kind, how):
+def test_a_training_without_numbers_holds_what_one_with_numbers_does(tmp_path, kind, how):
     config, given = architectures()[kind](320), dict(HOW[how])
     if "adapter" in given:
-        given["adapter"] = adapter_config(OPTIONS)
+        network = import_transformers().AutoModelForCausalLM.from_config(config)
+        given["adapter"] = adapter_config(SimpleNamespace(**{**vars(OPTIONS), "method": given["adapter"]}), network)
     n_answer = 8 * 12
-    real, weights, n_trainable = held(config, 8, 64, n_answer, **given)
+    real, weights, n_trainable = held(tmp_path, config, 8, 64, n_answer, **given)
     found = training_footprint(config, 8, 64, n_answer, **given)
     assert abs(found.weights - weights) < 4096 and found.n_trainable == n_trainable and found.trained == 12 * n_trainable
     assert found.total == pytest.approx(real, rel=0.06)

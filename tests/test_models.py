@@ -48,7 +48,7 @@ def batched(model, prompts, new_tokens):
     return [found[i] for i in range(len(rows))]
 
 
-@pytest.mark.parametrize("kind", ["llama", "qwen2", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "gpt2", "bloom"])
+@pytest.mark.parametrize("kind", ["llama", "qwen2", "qwen3", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "olmo2", "smollm3", "phi", "gpt2", "bloom"])
 @pytest.mark.parametrize("start", ["", LONG_START], ids=["no common start", "common start"])
 def test_greedy_tokens_are_those_of_transformers(tmp_path, kind, start):
     "In float32, batched, left-padded, with finished rows dropped and a shared start computed once."
@@ -665,4 +665,4 @@ def test_more_threads_have_to_pay():
 
 
 def test_every_architecture_of_these_tests_is_tried():
-    assert set(architectures()) == {"llama", "qwen2", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "gpt2", "bloom"}
+    assert set(architectures()) == {"llama", "qwen2", "qwen3", "mistral", "mistral-sliding", "gemma2", "gemma3", "qwen3-next", "olmo2", "smollm3", "phi", "gpt2", "bloom"}

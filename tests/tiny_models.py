@@ -57,6 +57,12 @@ def architectures():
         "llama": lambda n: t.LlamaConfig(vocab_size=n, **llama),
         # Its tokenizer class adds a token of its own.
         "qwen2": lambda n: t.Qwen2Config(vocab_size=n + 8, **llama),
+        "qwen3": lambda n: t.Qwen3Config(vocab_size=n, **llama, head_dim=8),
+        "olmo2": lambda n: t.Olmo2Config(vocab_size=n, **llama),
+        # Every fourth layer has no positions; here every second.
+        "smollm3": lambda n: t.SmolLM3Config(vocab_size=n, **llama, no_rope_layer_interval=2),
+        # Attention and the other products read the same input, and only part of a head is turned by its position.
+        "phi": lambda n: t.PhiConfig(vocab_size=n, **llama, partial_rotary_factor=0.5),
         "mistral": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=None),
         "mistral-sliding": lambda n: t.MistralConfig(vocab_size=n, **llama, sliding_window=8),
         "gemma3": lambda n: t.Gemma3TextConfig(vocab_size=n, **llama, head_dim=8, sliding_window=200, layer_types=["sliding_attention", "full_attention"]),
