@@ -144,6 +144,7 @@ Modules:
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.tokens`: How long a text is for a model, counted without the model, and where to cut it
 - `llmops_workbench.topics`: A map of the texts on which what is alike lies together, and names for its regions
+- `llmops_workbench.tradeoffs`: What a search found: the front, what each parameter matters for, and what one more point would cost
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
 - `llmops_workbench.trials`: Wordings asked of the same examples, as few of them as it takes to see which fall behind
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on
