@@ -50,6 +50,7 @@ Modules:
 - `llmops_workbench.footprint`: How much memory a training needs, known before it is there
 - `llmops_workbench.foreign`: Any Python function or `evaluate` module as a metric beside ours
 - `llmops_workbench.formats`: The numbers a model computes in, and what a faster format changes
+- `llmops_workbench.fronts`: What cannot be had better without paying more
 - `llmops_workbench.gains`: What a search for a better prompt found, what it cost, and whether to believe it
 - `llmops_workbench.grammars`: Holding a model to a JSON Schema while it writes, and home before its tokens run out
 - `llmops_workbench.grids`: A row a call, a score for each model, prompt and task, and nothing dropped
@@ -117,6 +118,7 @@ Modules:
 - `llmops_workbench.schedules`: How long to train, and a learning rate that has come down when the time is over
 - `llmops_workbench.schemas`: What an answer has to look like, and whether it does
 - `llmops_workbench.seals`: Folders that are whole or absent, whatever moment a process is killed at
+- `llmops_workbench.search`: What to try next, what to give up early, and never more than there is to spend
 - `llmops_workbench.seeds`: Several tries of one thing: how far they lie apart, and whether that explains the difference
 - `llmops_workbench.selection`: Examples to learn from, examples to choose by, and examples that decide in the end
 - `llmops_workbench.separation`: Can anything tell two piles of texts apart, and by which words? A classifier with an honest null, in closed form
@@ -129,6 +131,7 @@ Modules:
 - `llmops_workbench.slices`: Where a system is weak, in a rule that can be said aloud, and not found by looking often
 - `llmops_workbench.soft_prompts`: Tokens that stand in no vocabulary, read before every prompt
 - `llmops_workbench.sources`: Answers by the name of a run, a prompt, a model, a file or a yardstick
+- `llmops_workbench.spaces`: What a search may choose from: lists of choices and ranges of numbers
 - `llmops_workbench.spans`: Where something stands in a text, however the text hides it
 - `llmops_workbench.splits`: Train, validation and test, such that nothing a model is judged on is what it has seen
 - `llmops_workbench.sqlguard`: What a query may do that nobody has read before it runs
@@ -143,6 +146,7 @@ Modules:
 - `llmops_workbench.tickets`: One help desk ticket: what it says, how its channel dresses it, what a model should make of it
 - `llmops_workbench.tokens`: How long a text is for a model, counted without the model, and where to cut it
 - `llmops_workbench.topics`: A map of the texts on which what is alike lies together, and names for its regions
+- `llmops_workbench.tradeoffs`: What a search found: the front, what each parameter matters for, and what one more point would cost
 - `llmops_workbench.training`: What runs in the worker process: the loss of the answers, the trainer, what it reports and what comes out
 - `llmops_workbench.trials`: Wordings asked of the same examples, as few of them as it takes to see which fall behind
 - `llmops_workbench.twins`: Which rows say what others say: in the same data, or in data a model will be judged on

@@ -12,7 +12,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "llmops_workbench"
 
-HEAVY = ["torch", "transformers", "datasets", "evaluate", "mlflow", "plotly", "ray", "scipy", "sklearn", "numba", "matplotlib"]
+HEAVY = ["torch", "transformers", "datasets", "evaluate", "mlflow", "plotly", "ray", "scipy", "sklearn", "numba", "matplotlib", "optuna"]
 
 # Only these modules may import the package at all; a stage may import plotly inside a function that draws a figure.
 DOORS = {
