@@ -217,6 +217,8 @@ def _make_apart(network, tokenizer, rows, options, config, attributes):
     model, adapter, pad_to = network, adapter_config(options, "SEQ_2_SEQ_LM"), pad_multiple(network)
     if adapter:
         from peft import get_peft_model
+        # Where the adapter starts is the seed's business too.
+        import_torch().manual_seed(options.seed)
         model = get_peft_model(network, adapter)
         if options.gradient_checkpointing: model.enable_input_require_grads()
     config.remove_unused_columns = False

@@ -269,6 +269,11 @@ def test_two_steps_of_lora_are_saved_and_loaded(base, tmp_path, more):
     assert answers(told) == by_transformers(local, PROMPTS[:3], 5)
 
 
+def test_the_seed_says_where_an_adapter_starts(base, tmp_path):
+    digests = [train(base, tmp_path / str(i), max_steps=1, eval_samples=0, sample_completions=0, seed=seed)[0]["summary"]["weights_sha256"] for i, seed in enumerate((0, 0, 1))]
+    assert digests[0] == digests[1] != digests[2]
+
+
 def test_accumulated_steps_are_those_of_a_whole_batch(base, tmp_path):
     "Gradients are divided by the answer tokens of the whole step, however it is divided."
     norms = []
