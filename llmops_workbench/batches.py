@@ -8,7 +8,7 @@ from the scores of a step is not decided here; `models.decode_rows` does that.""
 
 # %% auto #0
 __all__ = ['LEAST_ROWS', 'LEAST_SAVED', 'DEEPEST', 'NAME', 'group_rows', 'plan_batches', 'Layer', 'register_attention',
-           'longest_in_batch', 'Batch']
+           'longest_in_batch', 'Batch', 'decoder_start', 'Seq2SeqBatch']
 
 # %% ../nbs/08_batches.ipynb #635f3109
 import inspect
@@ -52,10 +52,11 @@ def plan_batches(
     token_bytes:int,           # Memory of one token in the cache
     max_rows:int=256,          # Rows after which a larger batch gains nothing
     cache_bytes:int=2**30,     # Memory the cache may take
+    groups:list=None,          # As of `group_rows`, which finds them by default
 ) -> list[list[int]]:          # Positions of the prompts of each batch
     "Prompts that begin alike and are of similar length together, as many as memory takes."
     batches, kept, width = [], 0, 0
-    for shared, members in sorted(group_rows(rows), key=lambda group: (group[0] > 0, -max(len(rows[i]) for i in group[1]))):
+    for shared, members in sorted(group_rows(rows) if groups is None else groups, key=lambda group: (group[0] > 0, -max(len(rows[i]) for i in group[1]))):
         fresh = True
         for i in sorted(members, key=lambda i: -len(rows[i])):
             own = len(rows[i]) - shared + new_tokens
@@ -144,9 +145,10 @@ def _attends_apart(torch, network) -> bool:
 # %% ../nbs/08_batches.ipynb #f246390c
 def longest_in_batch(
     torch, transformers, # The modules
-    network,             # A causal language model of transformers
+    network,             # A language model of transformers
 ) -> int:                # 0 if its rows have to be read one at a time, `sys.maxsize` if nothing limits them
     "The most tokens, read and written, that a row of a batch may have."
+    if network.config.is_encoder_decoder: return sys.maxsize
     text, kinds = network.config.get_text_config(), transformers.cache_utils
     layers = transformers.DynamicCache(config=network.config).layers
     windows = [layer.sliding_window for layer in layers if type(layer) is kinds.DynamicSlidingWindowLayer]
@@ -267,3 +269,68 @@ class Batch:
         scores = self._run(self._tensor(ids)[:, None], self.seen)
         self.end += 1
         return scores
+
+# %% ../nbs/08_batches.ipynb #451c4fdb
+def decoder_start(
+    network,      # An encoder-decoder of transformers
+) -> list[int]:   # The token the decoder begins with, and the one it may be made to write first, such as a language's
+    "What the decoder has read before it chooses anything."
+    said, config = network.generation_config, network.config
+    start = next((i for i in (said.decoder_start_token_id, getattr(config, "decoder_start_token_id", None), said.bos_token_id) if i is not None), None)
+    if start is None: raise ValueError("the model does not say with which token its decoder starts (decoder_start_token_id)")
+    return [start, *([] if said.forced_bos_token_id is None else [said.forced_bos_token_id])]
+
+class Seq2SeqBatch:
+    "What `Batch` is, for an encoder-decoder."
+    def __init__(self,
+        torch, transformers,   # The modules
+        network,               # An encoder-decoder of transformers
+        rows:list,             # Token ids of every prompt
+        new_tokens:int,        # Most tokens that will be added to one of them
+        chunk_tokens:int=2048, # Tokens read in one pass
+    ):
+        self.torch, self.network, self.chunk_tokens = torch, network, chunk_tokens
+        self.live = sorted(range(len(rows)), key=lambda i: -len(rows[i]))
+        self.rows, self.start, self.output = [rows[i] for i in self.live], decoder_start(network), transformers.modeling_outputs.BaseModelOutput
+        self.past = transformers.EncoderDecoderCache(*(transformers.DynamicCache(config=network.config) for _ in range(2)))
+
+    def _tensor(self, values): return self.torch.tensor(values, device=self.network.device)
+
+    def _run(self, ids):
+        with self.torch.inference_mode():
+            return self.network(encoder_outputs=self.output(last_hidden_state=self.encoded), attention_mask=self.seen, decoder_input_ids=self._tensor(ids),
+                                past_key_values=self.past, use_cache=True).logits[:, -1].float()
+
+    def read(self): # -> Scores of the first token of every row in `live`
+        "Let the encoder read every prompt, the longest first."
+        encoder, width, parts, at = self.network.get_encoder(), len(self.rows[0]), [], 0
+        self.seen = self._tensor([[1]*len(row) + [0]*(width - len(row)) for row in self.rows])
+        while at < len(self.rows):
+            longest = len(self.rows[at])
+            part = self.rows[at:at + max(1, self.chunk_tokens//longest)]
+            ids, seen = self._tensor([row + [0]*(longest - len(row)) for row in part]), self.seen[at:at + len(part), :longest]
+            with self.torch.inference_mode(): read = encoder(input_ids=ids, attention_mask=seen).last_hidden_state
+            parts.append(self.torch.nn.functional.pad(read, (0, 0, 0, width - longest)))
+            at += len(part)
+        self.encoded = self.torch.cat(parts)
+        return self._run([self.start]*len(self.rows))
+
+    def drop(self,
+        done:list, # Places of the rows that are done
+        ids:list,  # The token chosen for every place
+    ) -> list:     # Those of the places that are left
+        "Forget the rows that are done."
+        if not done: return ids
+        left = sorted({*range(len(self.live))} - {*done})
+        self.live, ids = [self.live[p] for p in left], [ids[p] for p in left]
+        if left:
+            places = self._tensor(left)
+            self.encoded, self.seen = self.encoded[places], self.seen[places]
+            with self.torch.inference_mode(): self.past.batch_select_indices(places)
+        return ids
+
+    def step(self,
+        ids:list, # The token chosen for every place
+    ):            # -> Scores of the next
+        "Add a token to every row."
+        return self._run([[i] for i in ids])

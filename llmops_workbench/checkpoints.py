@@ -8,7 +8,7 @@ with a model is never run; neither has a switch. Loading itself is the business 
 
 # %% auto #0
 __all__ = ['quiet_environment', 'check_safetensors', 'refuse', 'read_config', 'check_model_folder', 'starter_folder',
-           'models_on_disk', 'find_model', 'weights_digest', 'record_base', 'find_base']
+           'models_on_disk', 'find_model', 'weights_digest', 'record_base', 'bottom_folder', 'find_base']
 
 # %% ../nbs/08_checkpoints.ipynb #a62835c3
 import hashlib
@@ -170,6 +170,17 @@ def record_base(
 ):
     "Write beside an adapter which base it belongs to, by name and digest (`workbench.json`)."
     write_atomically(Path(folder)/"workbench.json", json.dumps({"base_model": base, "base_sha256": weights_digest(base_folder)}, indent=1))
+
+def bottom_folder(
+    folder:Path,   # A model's folder, or an adapter's
+    settings=None, # `Settings`; those in force by default
+) -> Path:         # The folder itself, or that of the model under the adapters
+    "Which model an adapter stands on, by what its files say; no weights are read, so whether they are the right ones `find_base` has to say."
+    seen = []
+    while folder not in seen and (adapter := read_config(folder, "adapter_config.json")):
+        seen.append(folder)
+        folder = find_model(read_config(folder, "workbench.json").get("base_model") or adapter.get("base_model_name_or_path") or "", settings)
+    return folder
 
 def find_base(
     folder:Path,   # An adapter's folder

@@ -18,12 +18,13 @@ from dataclasses import dataclass
 from importlib.util import find_spec
 from inspect import signature
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Annotated, Literal
 
 import numpy as np
 import pandas as pd
 
-from .checkpoints import check_model_folder, find_base, find_model, weights_digest
+from .checkpoints import bottom_folder, check_model_folder, find_base, find_model, read_config, weights_digest
 from .datasets import Dataset, make_dataset, save_snapshot
 from .display import Result, theme
 from .errors import JobError, OutputInUseError, ParameterValueError, explain
@@ -32,6 +33,7 @@ from .jobs import Job, active_jobs, collect_job, find_job, say_duration, start_j
 from .marks import PALETTE
 from .params import Between, check_parameters, defaults_of
 from .schedules import METHODS
+from .sequences import check_apart
 from .settings import load_settings
 from .soft_prompts import is_soft_prompt
 
@@ -191,6 +193,7 @@ def read_order(
     base, folder = find_base_model(params["model_name_or_path"])
     source, fit, held_out = read_splits(params)
     target = check_output_dir(params["output_dir"])
+    if read_config(bottom_folder(folder), "config.json").get("is_encoder_decoder"): check_apart(SimpleNamespace(**params))
     return Order({name: value for name, value in params.items() if name not in _ELSEWHERE}, source, fit, held_out, base, folder, target)
 
 def check_options(params) -> dict:

@@ -90,6 +90,10 @@ def _integer_linear(torch):
             out = torch._int_mm((rows/scale).round_().to(torch.int8), self.codes.t()).to(x.dtype).mul_(scale).mul_(self.scale)
             return (out if self.bias is None else out.add_(self.bias)).unflatten(0, x.shape[:-1])
 
+        # T5 asks for the format of a layer's weights.
+        @property
+        def weight(self): return self.codes
+
         def extra_repr(self): return f"in_features={self.in_features}, out_features={self.out_features}"
     return IntegerLinear
 

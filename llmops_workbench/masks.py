@@ -13,7 +13,7 @@ from types import SimpleNamespace
 
 import pandas as pd
 
-from .checkpoints import find_model, read_config
+from .checkpoints import bottom_folder, find_model, read_config
 from .display import Html, escape
 from .models import import_transformers
 from .sequences import encode_examples
@@ -22,27 +22,25 @@ from .sequences import encode_examples
 def loss_mask(
     examples:pd.DataFrame, # With prompt and completion, and id where there is one
     model:str="starter",   # Model whose tokenizer, chat template and tokens that end an answer are used
-    max_length:int=512,    # Tokens after which training cuts an example
+    max_length:int=512,    # Tokens after which training cuts an example; of an encoder-decoder each side
 ) -> pd.DataFrame:         # id, position, token, piece (its text), learned (bool), cut (bool)
     "The tokens of examples; one row a token."
     folder = find_model(model)
     tokenizer, ends = import_transformers().AutoTokenizer.from_pretrained(folder, trust_remote_code=False, local_files_only=True), _endings(folder)
     whole, kept = encode_examples(tokenizer, examples, 10**9, ends), encode_examples(tokenizer, examples, max_length, ends)
+    border, read, learnt = whole["n_prompt"], kept["n_prompt"], kept["n_answer"]
     ids = examples["id"].astype("str") if "id" in examples else pd.Series([str(i) for i in range(len(examples))], index=examples.index)
-    rows = [(ids[row], at, token, at >= whole["n_prompt"][row], at >= len(kept["ids"][row])) for row in examples.index for at, token in enumerate(whole["ids"][row])]
+    rows = [(ids[row], at, token, at >= border[row], at - border[row] >= learnt[row] if at >= border[row] else at >= read[row]) for row in examples.index for at, token in enumerate(whole["ids"][row])]
     found = pd.DataFrame(rows, columns=["id", "position", "token", "learned", "cut"]).astype({"id": "str"})
     pieces = {token: _piece(tokenizer, token) for token in set(found["token"])}
     return found.assign(piece=found["token"].map(pieces).astype("str"), learned=found["learned"] & ~found["cut"])[["id", "position", "token", "piece", "learned", "cut"]]
 
 def _endings(folder):
-    "In place of the network what its files say of the tokens that end an answer; of an adapter those of its base."
-    seen = []
-    while folder not in seen and (adapter := read_config(folder, "adapter_config.json")):
-        seen.append(folder)
-        # `find_base` would read all of its weights.
-        folder = find_model(read_config(folder, "workbench.json").get("base_model") or adapter.get("base_model_name_or_path") or "")
-    said = read_config(folder, "generation_config.json") or read_config(folder, "config.json")
-    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=said.get("eos_token_id")))
+    "In place of the network what its files say of its kind and of the tokens that end an answer; of an adapter those of its base."
+    folder = bottom_folder(folder)
+    config = read_config(folder, "config.json")
+    said = read_config(folder, "generation_config.json") or config
+    return SimpleNamespace(generation_config=SimpleNamespace(eos_token_id=said.get("eos_token_id")), config=SimpleNamespace(is_encoder_decoder=config.get("is_encoder_decoder", False)))
 
 def _piece(tokenizer, token):
     "What a token stands for; one that is only a part of a character keeps its own name."

@@ -96,6 +96,7 @@ def _open(folder, kind, digest):
     if kind == "causal":
         model = load_local(str(folder), dtype="float32")
         if model.soft_prompt: refuse(folder, "is a soft prompt on a base, and texts are judged without one", "A model with weights of its own, or an adapter that changes weights")
+        if model.network.config.is_encoder_decoder: refuse(folder, "holds an encoder-decoder, which says nothing of how likely a text is on its own", "A causal language model is wanted")
         return MetricModel(model.network, model.tokenizer, digest, folder)
     check_model_folder(folder)
     read = transformers.AutoModel if kind == "encoder" else transformers.AutoModelForSequenceClassification

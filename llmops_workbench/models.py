@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 
 import llmops_workbench
-from .batches import Batch, longest_in_batch, plan_batches
+from .batches import Batch, Seq2SeqBatch, decoder_start, longest_in_batch, plan_batches
 from .checkpoints import (check_model_folder, find_base, find_model, models_on_disk, quiet_environment, read_config,
                                           record_base, refuse, weights_digest)
 from .completions import Completion, Model, ScriptedModel, cut_at_stop, failed, number_repeats
@@ -119,7 +119,7 @@ def encode_messages(
 
 # %% ../nbs/08_models.ipynb #f863fd69
 def decode_rows(
-    network,          # A causal language model of transformers
+    network,          # A causal language model or an encoder-decoder of transformers
     rows:list,        # Token ids of every prompt
     limits:list,      # Most new tokens of every row
     choose,           # Function (logits, row numbers) -> one id a row
@@ -127,7 +127,8 @@ def decode_rows(
     doubt:float=0.0,  # A row is given up where another token comes this close to the chosen one, as a share of the largest score; 0 for never
 ):                    # Yields (row number, new ids) as rows finish, (row number, None) for one given up
     "Decode a batch with one key-value cache, from which finished rows are dropped."
-    batch, written = Batch(import_torch(), import_transformers(), network, rows, max(limits)), [[] for _ in rows]
+    kind = Seq2SeqBatch if network.config.is_encoder_decoder else Batch
+    batch, written = kind(import_torch(), import_transformers(), network, rows, max(limits)), [[] for _ in rows]
     scores = batch.read()
     while True:
         chosen, done = choose(scores, batch.live), []
@@ -193,7 +194,7 @@ def _forbidden(answers, logits):
     return import_torch().from_numpy(allowed == 0).to(logits.device)
 
 class LocalModel(Model):
-    "A causal language model of transformers in this process."
+    "A causal language model or an encoder-decoder of transformers in this process."
     def __init__(self,
         name:str,           # What `load_model` was given
         network,            # The model, in evaluation mode
@@ -209,7 +210,7 @@ class LocalModel(Model):
         self.name, self.network, self.tokenizer, self.folder = name, network, tokenizer, folder
         self.dtype_name = dtype_name or str(network.dtype).removeprefix("torch.")
         self.n_parameters = network.num_parameters() # also of weights that are packed
-        self.soft_prompt = virtual_ids(network)
+        self.soft_prompt, self.is_encoder_decoder = virtual_ids(network), network.config.is_encoder_decoder
         self.context_tokens = (getattr(network.config.get_text_config(), "max_position_embeddings", None) or sys.maxsize) - len(self.soft_prompt)
         self.max_rows, self.longest_in_batch = max_rows, longest_in_batch(import_torch(), transformers, network) - len(self.soft_prompt)
         ends = getattr(network.generation_config, "eos_token_id", None)
@@ -225,7 +226,8 @@ class LocalModel(Model):
         if stamp != self._stamp: self._stamp, self._digest = stamp, _digest_weights(weights)
         words = getattr(self.tokenizer, "backend_tokenizer", None)
         words = hashlib.sha256((words.to_str() if words else json.dumps(self.tokenizer.get_vocab(), sort_keys=True)).encode()).hexdigest()
-        return json.dumps([self._digest, words, self.tokenizer.chat_template, sorted(self.end_ids), self.context_tokens, self.network.device.type,
+        start = [decoder_start(self.network)] if self.is_encoder_decoder else []
+        return json.dumps([self._digest, words, self.tokenizer.chat_template, sorted(self.end_ids), *start, self.context_tokens, self.network.device.type,
                            import_torch().__version__, import_transformers().__version__, llmops_workbench.__version__])
 
     @cached_property
@@ -245,19 +247,22 @@ class LocalModel(Model):
 
     def complete(self, conversations, sampling):
         rows, draws, grammar = {}, _draws(conversations, sampling.seed), self._read_grammar(sampling)
+        # An encoder-decoder writes to another place than it reads from; else there has to be room for a token.
+        longest = self.context_tokens - (not self.is_encoder_decoder)
         for position, messages in enumerate(conversations):
             # Whatever a template or tokenizer objects to is a matter of this one prompt.
             try: ids = encode_messages(self.tokenizer, messages)
             except Exception as error: yield position, failed(error)
             else:
-                if not 0 < len(ids) < self.context_tokens:
-                    yield position, failed(f"the prompt has {len(ids):,} tokens; {self.name} reads 1 to {self.context_tokens - 1:,}", len(ids))
+                if not 0 < len(ids) <= longest:
+                    yield position, failed(f"the prompt has {len(ids):,} tokens; {self.name} reads 1 to {longest:,}", len(ids))
                 elif max(ids) >= self.network.get_input_embeddings().num_embeddings:
                     yield position, failed(f"the tokenizer gives the token {max(ids):,}, which {self.name} does not know", len(ids))
                 else: rows[position] = ids
         token_bytes = _token_bytes(self.network.config, self.network.dtype.itemsize)
         short = [p for p, ids in rows.items() if len(ids) + sampling.max_new_tokens <= self.longest_in_batch]
-        batches = plan_batches([rows[p] for p in short], sampling.max_new_tokens, token_bytes, self.max_rows)
+        groups = [(0, range(len(short)))] if self.is_encoder_decoder and short else None
+        batches = plan_batches([rows[p] for p in short], sampling.max_new_tokens, token_bytes, self.max_rows, groups=groups)
         for batch in [[short[i] for i in batch] for batch in batches] + [[p] for p in rows if p not in set(short)]:
             yield from self._complete_batch({p: rows[p] for p in batch}, draws, sampling, grammar)
 
@@ -278,7 +283,7 @@ class LocalModel(Model):
 
     def _decode(self, rows, draws, sampling, grammar):
         positions, again = list(rows), []
-        limits = [min(sampling.max_new_tokens, self.context_tokens - len(rows[p])) for p in positions]
+        limits = [min(sampling.max_new_tokens, self.context_tokens - (1 if self.is_encoder_decoder else len(rows[p]))) for p in positions]
         # A token is at least one byte, so the last ones hold any stop text that has just been completed.
         reach = max((len(s.encode()) for s in sampling.stop), default=0) + 4
         answers = [grammar.start(limit) for limit in limits] if grammar else None
@@ -319,8 +324,8 @@ def _load_network(folder, settings, dtype, within=(), **loading):
         if is_soft_prompt(folder): add_virtual_tokens(import_torch(), network, read_soft_prompt(import_torch(), network, folder))
         else: network = _merge_adapter(network, folder)
         return network, folder if has_tokenizer else base_folder
-    try: network, info = transformers.AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True,
-                                                                            trust_remote_code=False, local_files_only=True, **loading)
+    kind = transformers.AutoModelForSeq2SeqLM if read_config(folder, "config.json").get("is_encoder_decoder") else transformers.AutoModelForCausalLM
+    try: network, info = kind.from_pretrained(folder, dtype=dtype, use_safetensors=True, output_loading_info=True, trust_remote_code=False, local_files_only=True, **loading)
     except (OSError, ValueError, KeyError, RuntimeError) as error: refuse(folder, f"does not load: {error}")
     if info["missing_keys"]: refuse(folder, f"lacks the weights {', '.join(sorted(info['missing_keys'])[:3])}", "A model is loaded whole")
     return network.eval(), folder

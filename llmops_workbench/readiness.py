@@ -26,7 +26,7 @@ from .footprint import LOOSE, START_BYTES, training_footprint
 from .jobs import ACTIVE_STATES, say_duration
 from .models import import_torch
 from .schedules import choose_learning_rate, make_schedule, measure_step
-from .sequences import LengthSampler, collate, encode_examples, pad_multiple, padded_share
+from .sequences import LengthSampler, check_apart, collate, encode_examples, pad_multiple, padded_share
 from .settings import load_settings
 
 # %% ../nbs/14_readiness.ipynb #50ee633a
@@ -81,12 +81,13 @@ def preflight(
     local = checks.attempt("model", lambda: load_base(str(base[1]), SimpleNamespace(**params)))
     if local is None: return checks.report()
     checks.add("model", f"{base[0]}, {local.n_parameters:,} parameters, reads {local.context_tokens:,} tokens", n_parameters=local.n_parameters)
+    fits = not local.is_encoder_decoder or checks.attempt("method", lambda: check_apart(SimpleNamespace(**params)) is None)
     _check_data(checks, *splits, params)
     options = SimpleNamespace(**params)
     options.max_length = checks.attempt("length", lambda: longest_example(options, local))
     if options.max_length is None: return checks.report()
     encoded = _check_tokens(checks, local, splits[1].frame, options)
-    if encoded["n_answer"].any(): _check_cost(checks, local, encoded, len(splits[1]), options)
+    if fits and encoded["n_answer"].any(): _check_cost(checks, local, encoded, len(splits[1]), options)
     job = find_finetune(**params) if not checks.report().summary["n_errors"] else None
     if job and job.status()["state"] in ACTIVE_STATES:
         checks.add("job", f"{job.job_id} is running with these parameters", "warning", "A launch attaches to it")
@@ -110,17 +111,19 @@ def _check_tokens(checks, local, examples, options, most=2000):
     "Lengths, cuts, template, and whether the end of an answer is learned; at most `most` examples are looked at."
     part = examples if len(examples) <= most else examples.sample(most, random_state=options.seed)
     encoded = encode_examples(local.tokenizer, part, options.max_length, local.network)
-    cut, lost = float((encoded["n_tokens"] > options.max_length).mean()), float((encoded["n_answer"] == 0).mean())
+    is_cut = encoded["n_tokens"] > encoded["ids"].map(len)
+    cut, lost = float(is_cut.mean()), float((encoded["n_answer"] == 0).mean())
     middle, longest = int(encoded["n_tokens"].median()), int(encoded["n_tokens"].max())
-    checks.add("length", f"{cut:.1%} of the examples are longer than {options.max_length} tokens (middle {middle:,}, longest {longest:,}); {lost:.1%} lose "
+    checks.add("length", f"{cut:.1%} of the examples are longer than {options.max_length} tokens{' on one side' if local.is_encoder_decoder else ''} (middle {middle:,}, longest {longest:,}); {lost:.1%} lose "
                f"their whole answer", "error" if lost == 1 else "warning" if cut > 0.01 else "ok",
                f"Raise max_length{f' (the model reads {local.context_tokens:,})' if local.context_tokens < 10**9 else ''} or shorten the prompts",
                cut_share=cut, lost_share=lost, median_tokens=middle, longest_tokens=longest)
-    whole, template = encoded[encoded["n_tokens"] <= options.max_length], local.tokenizer.chat_template or ""
+    whole, template = encoded[~is_cut], local.tokenizer.chat_template or ""
     ends = bool(len(whole)) and bool(whole["ended"].all())
     marks = "with generation markers" if "{% generation" in template or "{%- generation" in template else "without generation markers"
-    checks.add("template", f"{'Chat template ' + marks if template else 'No chat template: prompt and answer follow each other'}; the loss is taken at the answer, "
-               f"{encoded['n_answer'].sum()/max(1, encoded['n_tokens'].sum()):.0%} of the tokens", "ok" if template else "warning",
+    read = "Chat template " + marks if template else "No chat template: " + ("the encoder reads the prompt as it is" if local.is_encoder_decoder else "prompt and answer follow each other")
+    checks.add("template", f"{read}; the loss is taken at the answer, "
+               f"{encoded['n_answer'].sum()/max(1, encoded['n_tokens'].sum()):.0%} of the tokens", "ok" if template or local.is_encoder_decoder else "warning",
                "Use the model in the same way, or save a chat template with its tokenizer")
     checks.add("end of answer", "The token that ends an answer is learned" if ends else "The token that ends an answer is not learned", "ok" if ends else "warning",
                "Set the tokenizer's eos_token to what closes an answer, or the model will not stop")
@@ -154,7 +157,7 @@ def _check_cost(checks, local, encoded, n_examples, options):
         device = local.network.device
         with precision_context(precision, device.type)(): return answer_loss(inner_network(model), {name: value.to(device) for name, value in batch.items()})
     pad_to = pad_multiple(local.network)
-    batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0, pad_to)
+    batch = lambda order: collate([(rows["ids"][i], rows["n_prompt"][i]) for i in order], local.tokenizer.pad_token_id or 0, pad_to, local.is_encoder_decoder)
     order = list(LengthSampler(lengths, size, options.seed))
     longest_s = measure_step(loss, model, [batch(np.argsort(-lengths)[:size])], repeats=1)
     typical_s = measure_step(loss, model, [batch(order[i:i + size]) for i in range(0, min(len(order), 3*size), size)], repeats=1)

@@ -38,7 +38,7 @@ from .footprint import return_memory
 from .models import LocalModel, import_torch, import_transformers, load_local, settle_threads
 from .schedules import METHODS, choose_learning_rate, make_schedule, measure_step, rows_needed, said_how_long
 from .seals import newest_checkpoint, seal_folder
-from .sequences import LengthSampler, collate, encode_examples, pad_multiple
+from .sequences import LengthSampler, check_apart, collate, encode_examples, pad_multiple
 from .settings import load_settings, workspace_dir
 from .soft_prompts import add_virtual_tokens, prepend_virtual_tokens
 
@@ -53,10 +53,13 @@ def plain_head(
     return network.get_output_embeddings() is not None and not any(getattr(config, name, None) for name in _SCALED)
 
 def answer_logits(
-    network,       # A causal language model of transformers, LoRA layers and all
+    network,       # A language model of transformers, LoRA layers and all
     batch:dict,    # What `collate` returns
 ) -> tuple:        # Logits, right tokens and row of each answer token
     "Predictions where there is something to predict."
+    if network.config.is_encoder_decoder: # its decoder begins a token earlier by itself, and its head is its own business
+        counted = batch["labels"] != -100
+        return network(**batch, use_cache=False).logits[counted].float(), batch["labels"][counted], counted.nonzero()[:, 0]
     batch = prepend_virtual_tokens(import_torch(), network, batch)
     labels = batch["labels"][:, 1:]
     counted = labels != -100
@@ -65,7 +68,7 @@ def answer_logits(
     return network.get_output_embeddings()(hidden[counted]).float(), labels[counted], counted.nonzero()[:, 0]
 
 def answer_loss(
-    network,       # A causal language model of transformers, LoRA layers and all
+    network,       # A language model of transformers, LoRA layers and all
     batch:dict,    # What `collate` returns
     n_items=None,  # Answer tokens to divide by; those of the batch by default
 ):                 # Scalar tensor
@@ -75,7 +78,7 @@ def answer_loss(
 
 # %% ../nbs/14_training.ipynb #31d5e4af
 def score_held_out(
-    network,              # A causal language model
+    network,              # A language model
     encoded:pd.DataFrame, # What `encode_examples` returns
     tasks,                # The task of each row
     batch_size:int=16,
@@ -93,7 +96,7 @@ def score_held_out(
             rows = rows.iloc[np.argsort([len(ids) for ids in rows["ids"]], kind="stable")]
             for start in range(0, len(rows), batch_size):
                 part = rows.iloc[start:start + batch_size]
-                logits, right, row = answer_logits(network, _to(collate(zip(part["ids"], part["n_prompt"]), pad_id), network.device))
+                logits, right, row = answer_logits(network, _to(collate(zip(part["ids"], part["n_prompt"]), pad_id, is_encoder_decoder=network.config.is_encoder_decoder), network.device))
                 loss = torch.nn.functional.cross_entropy(logits, right, reduction="sum").item()
                 wrong = len(row[logits.argmax(-1) != right].unique())
                 sums[task] = np.add(sums.get(task, 0), [loss, len(right), len(part) - wrong, len(part)])
@@ -106,7 +109,7 @@ def _to(batch, device): return {name: value.to(device) for name, value in batch.
 
 # %% ../nbs/14_training.ipynb #3e61ccd1
 def inner_network(model):
-    "The causal language model inside PEFT's wrapper, or the model itself."
+    "The language model inside PEFT's wrapper, or the model itself."
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 def choose_precision(
@@ -132,15 +135,17 @@ def prefer_attention(network, precision, batch_size, longest):
 
 # %% ../nbs/14_training.ipynb #eb15fa6a
 class TrainerParts:
-    "Mixed in before SFTTrainer by `make_trainer`, which also sets the attributes."
+    "Mixed in before SFTTrainer or Trainer by `make_trainer`, which also sets the attributes."
     schedule = sampler = precision = None
     largest_logits = 2**28  # Beyond this many scores at once, TRL's piecewise projection takes over
 
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         network = inner_network(self.accelerator.unwrap_model(model))
+        apart = network.config.is_encoder_decoder
         self.schedule.tokens += inputs["attention_mask"].sum().item() if "attention_mask" in inputs else inputs["input_ids"].numel()
         counted = (inputs["labels"] != -100).sum().item()
-        if return_outputs or not plain_head(network) or counted*network.config.get_text_config().vocab_size > self.largest_logits:
+        self.schedule.tokens += apart*counted
+        if return_outputs or not apart and (not plain_head(network) or counted*network.config.get_text_config().vocab_size > self.largest_logits):
             return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
         with precision_context(self.precision, self.args.device.type)(): return answer_loss(network, inputs, num_items_in_batch)
 
@@ -177,14 +182,14 @@ def save_weights(model, folder):
     model.save_pretrained(folder, **more)
 
 def make_trainer(
-    network,               # A causal language model, in float32
+    network,               # A language model, in float32
     tokenizer,
     encoded:pd.DataFrame,  # What `encode_examples` returns
     options,               # The parameters of `finetune`, as attributes
     schedule,              # What `make_schedule` returns
     folder:Path,           # Where checkpoints go
 ):
-    "An SFTTrainer over these examples; SFTTrainer adds the adapter."
+    "An SFTTrainer over these examples; SFTTrainer adds the adapter. For an encoder-decoder, which it does not know, a Trainer."
     import_transformers()
     from datasets import Dataset
     from transformers import PrinterCallback
@@ -199,7 +204,8 @@ def make_trainer(
         max_length=options.max_length, pad_to_multiple_of=pad_multiple(network), packing=options.packing, dataset_kwargs={"skip_prepare_dataset": not options.packing},
         gradient_checkpointing=options.gradient_checkpointing, bf16=precision == "bfloat16", use_cpu=not torch.cuda.is_available(), seed=options.seed,
         save_strategy="no", logging_steps=1, logging_nan_inf_filter=False, report_to="none", disable_tqdm=True, dataloader_pin_memory=False)
-    trainer = type("Trainer", (TrainerParts, SFTTrainer), {"schedule": schedule, "precision": precision})(
+    if network.config.is_encoder_decoder: trainer = _make_apart(network, tokenizer, rows, options, config, {"schedule": schedule, "precision": precision})
+    else: trainer = type("Trainer", (TrainerParts, SFTTrainer), {"schedule": schedule, "precision": precision})(
         model=network, args=config, processing_class=tokenizer, peft_config=adapter_config(options, network),
         train_dataset=Dataset.from_dict({"input_ids": rows["ids"].tolist(), "labels": labels}))
     trainer.remove_callback(PrinterCallback)
@@ -209,6 +215,26 @@ def make_trainer(
         prefer_attention(network, precision, options.per_device_train_batch_size, rows["ids"].map(len).max())
     return trainer
 
+def _make_apart(network, tokenizer, rows, options, config, attributes):
+    "A Trainer whose batches `collate` makes; the adapter is added here."
+    check_apart(options)
+    from datasets import Dataset
+    from transformers import Trainer
+    model, adapter, pad_to = network, adapter_config(options, network), pad_multiple(network)
+    if adapter:
+        from peft import get_peft_model
+        # Where the adapter starts is the seed's business too.
+        import_torch().manual_seed(options.seed)
+        model = get_peft_model(network, adapter)
+        if options.gradient_checkpointing: model.enable_input_require_grads()
+    config.remove_unused_columns = False
+    trainer = type("Trainer", (TrainerParts, Trainer), attributes)(model=model, args=config, processing_class=tokenizer,
+        data_collator=lambda part: collate([(row["ids"], row["n_prompt"]) for row in part], tokenizer.pad_token_id, pad_to, is_encoder_decoder=True),
+        train_dataset=Dataset.from_dict({"ids": rows["ids"].tolist(), "n_prompt": rows["n_prompt"].tolist()}))
+    # The loss is divided by the answer tokens of a whole step here, whatever the model could do itself.
+    trainer.model_accepts_loss_kwargs = True
+    return trainer
+
 def adapter_config(options, network):
     "PEFT's configuration of the adapter; None where all weights are trained."
     if options.method == "full": return None
@@ -216,7 +242,7 @@ def adapter_config(options, network):
     if options.method == "prompt": return PromptTuningConfig(task_type="CAUSAL_LM", num_virtual_tokens=options.num_virtual_tokens)
     targets = options.target_modules.strip()
     more = {"modules_to_save": [embeddings_name(network)], "ensure_weight_tying": True} if options.train_embeddings else {}
-    return LoraConfig(use_dora=options.method == "dora", r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, task_type="CAUSAL_LM", **more,
+    return LoraConfig(use_dora=options.method == "dora", r=options.lora_r, lora_alpha=options.lora_alpha, lora_dropout=options.lora_dropout, task_type="SEQ_2_SEQ_LM" if network.config.is_encoder_decoder else "CAUSAL_LM", **more,
                       target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")])
 
 SOFT_PROMPT = "Answer as the examples do: read what is asked, and write nothing but the answer to it.\n" # What virtual tokens start as
@@ -327,7 +353,8 @@ def save_model(
         if config.exists(): config.write_text(json.dumps({**json.loads(config.read_text()), "base_model_name_or_path": base}, indent=2))
         digest = weights_digest(part)
         record_base(part, base, base_folder)
-        facts = {**facts, "weights_sha256": digest, "base_sha256": weights_digest(base_folder)}
+        apart = {"pipeline_tag": "text2text-generation"} if inner_network(model).config.is_encoder_decoder else {}
+        facts = {**facts, **apart, "weights_sha256": digest, "base_sha256": weights_digest(base_folder)}
         (part/"training_args.json").write_text(json.dumps(facts, indent=1, default=str))
         (part/"README.md").write_text(model_card(facts))
         final = target or models/f"{name}-{digest[:12]}"
@@ -352,14 +379,14 @@ def merge_adapter(
 def model_card(facts) -> str:
     "What the model is, from what was recorded."
     rows = [f"| {name} | {str(facts[name]).replace('|', '/')} |" for name in sorted(facts) if not isinstance(facts[name], (dict, list))]
-    head = {"base_model": facts["base"], "library_name": "transformers" if facts["method"] == "full" or facts.get("merged") else "peft", "pipeline_tag": "text-generation"}
+    head = {"base_model": facts["base"], "library_name": "transformers" if facts["method"] == "full" or facts.get("merged") else "peft", "pipeline_tag": facts.get("pipeline_tag", "text-generation")}
     return "\n".join(["---", *(f"{k}: {json.dumps(v)}" for k, v in head.items()), "---", "", f"# {facts['base']} fine-tuned on {facts['dataset']}", "",
         f"Made by llmops_workbench from `{facts['base']}` by {METHODS[facts['method']]}{', merged into its weights' if facts.get('merged') else ''}. What follows was recorded, "
         "not written; what the model may be used for is for you to add.", "", "| | |", "|---|---|", *rows, ""])
 
 # %% ../nbs/14_training.ipynb #c321116f
 def sample_answers(
-    network,                # A causal language model
+    network,                # A language model
     tokenizer,
     examples:pd.DataFrame,  # id, task, prompt, completion
     n:int,                  # How many, the tasks in turn
@@ -410,7 +437,7 @@ def train(
     trainable = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
     evaluate = make_evaluation(context, trainer, held_out, options)
     context.event("loaded", base=base, n_parameters=local.n_parameters, n_trainable=trainable, examples=int((encoded["n_answer"] > 0).sum()),
-                  cut=int((encoded["n_tokens"] > options.max_length).sum()), held_out=0 if held_out is None else len(held_out),
+                  cut=int((encoded["n_tokens"] > encoded["ids"].map(len)).sum()), held_out=0 if held_out is None else len(held_out),
                   threads=torch.get_num_threads(), precision=trainer.precision)
     checkpoint = newest_checkpoint(context.dir/"checkpoints")
     if checkpoint: context.event("resumed", step=int(checkpoint.name.partition("-")[2]))

@@ -89,3 +89,29 @@ def save_model(folder, kind="llama", seed=0, chat=True, pieces=""):
     network.generation_config.eos_token_id = 2 if pieces else [1, *range(5, len(tokenizer), 12)]
     network.save_pretrained(folder)
     return folder
+
+
+def save_seq2seq(folder, kind="t5", seed=0, ends=True):
+    "A random encoder-decoder with its tokenizer, which closes what it encodes as T5's and BART's do; the same seed gives the same weights. `ends`: many tokens end an answer, as in `save_model`."
+    torch, transformers = import_torch(), import_transformers()
+    from tokenizers import processors
+    tokenizer = save_pieces(folder, "unigram") if kind == "t5" else save_tokenizer(folder, chat=False)
+    end, begin = tokenizer.eos_token, "" if kind == "t5" else "<|system|> "
+    marks = [token for token in (begin.strip(), end) if token]
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(single=f"{begin}$A {end}", special_tokens=[(token, tokenizer.convert_tokens_to_ids(token)) for token in marks])
+    tokenizer.pad_token = tokenizer.pad_token or "<s>"
+    tokenizer.save_pretrained(folder)
+    torch.manual_seed(seed)
+    if kind == "t5":
+        config = transformers.T5Config(vocab_size=len(tokenizer) + 8, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu", dropout_rate=0.0,
+                                       initializer_factor=2.0 if ends else 1.0, eos_token_id=2, pad_token_id=1, decoder_start_token_id=1)
+    else:
+        config = transformers.BartConfig(vocab_size=len(tokenizer), d_model=32, encoder_layers=2, decoder_layers=2, encoder_attention_heads=4, decoder_attention_heads=4, encoder_ffn_dim=64,
+                                         decoder_ffn_dim=64, max_position_embeddings=128, init_std=0.3, dropout=0.0, pad_token_id=0, bos_token_id=2, eos_token_id=1, decoder_start_token_id=1,
+                                         forced_eos_token_id=None)
+    network = transformers.AutoModelForSeq2SeqLM.from_config(config)
+    network.generation_config.eos_token_id = [config.eos_token_id, *range(5, len(tokenizer), 8)] if ends else config.eos_token_id
+    if kind == "bart":
+        network.generation_config.forced_bos_token_id = 2
+    network.save_pretrained(folder)
+    return folder
