@@ -2,6 +2,7 @@
 
 Modules:
 
+- `llmops_workbench.adapters`: What of a model is trained: all of it, a few weights beside it, or words it has no letters for
 - `llmops_workbench.addresses`: Where a store lies, and what to say when it cannot be opened there
 - `llmops_workbench.agreements`: Do two raters mean the same thing, and could they agree so well by luck?
 - `llmops_workbench.answers`: Whether an answer is right: as a text, as JSON, as SQL

@@ -49,12 +49,12 @@ def _make_living():
     return Living()
 
 # %% ../nbs/09_footprint.ipynb #c714d7b0
-def _fake_network(config, adapter, checkpointing, attention, mode):
-    "A network of fake 32-bit weights, with its adapter, ready to be trained."
+def _fake_network(config, adapter, checkpointing, attention, dtype, mode):
+    "A network of fake weights, with its adapter, ready to be trained."
     torch, transformers = import_torch(), import_transformers()
     kind = transformers.AutoModelForSeq2SeqLM if config.is_encoder_decoder else transformers.AutoModelForCausalLM
     with torch.device("meta"):
-        network = kind.from_config(config, dtype=torch.float32, **({"attn_implementation": attention} if attention else {})).train()
+        network = kind.from_config(config, dtype=dtype, **({"attn_implementation": attention} if attention else {})).train()
         if soft := adapter is not None and adapter.peft_type == "PROMPT_TUNING":
             network.requires_grad_(False).soft_prompt = torch.nn.Parameter(torch.empty(adapter.num_virtual_tokens, network.get_input_embeddings().weight.shape[1]))
         elif adapter is not None:
@@ -78,7 +78,7 @@ def _fake_network(config, adapter, checkpointing, attention, mode):
 @dataclass(frozen=True)
 class Footprint:
     "Bytes of tensors that a training holds."
-    weights:int       # All weights, in 32 bits
+    weights:int       # All weights
     trained:int       # Gradients and the optimiser's averages of the weights that are trained
     activations:int   # The most that lives beside them on the way there and back
     n_trainable:int   # Weights that are trained
@@ -90,23 +90,23 @@ def training_footprint(
     config,                    # The base's configuration, of transformers
     batch_size:int,            # Examples of the largest batch
     length:int,                # Its tokens an example, padding included
-    n_answer:int|None=None,    # Its tokens the loss is taken at; None: all
+    n_answer:int|None=None,    # Its tokens the loss is taken at, those of the decoder for an encoder-decoder; None: all
     adapter=None,              # PEFT's configuration of an adapter, or of a soft prompt, whose tokens are some of the length; None: all weights are trained
     precision:str="float32",   # "float32" or "bfloat16", of the products
     checkpointing:bool=False,  # Activations are computed again on the way back
     attention:str|None=None,   # "eager" or "sdpa"; None: the model's own choice
     whole_logits:bool=False,   # Every position is given a score for every token, as for models with scaled logits
+    dtype=None,                # torch's type of the base's weights; None: 32 bits
 ) -> Footprint:
     "What a step of AdamW holds at once, by going through it without numbers."
-    import_torch()
-    living = _make_living()
+    torch, living = import_torch(), _make_living()
     from torch._subclasses.fake_tensor import FakeTensorMode
     mode = FakeTensorMode()
-    network = _fake_network(config, adapter, checkpointing, attention, mode)
+    network = _fake_network(config, adapter, checkpointing, attention, dtype or torch.float32, mode)
     for tensor in (*network.parameters(), *network.buffers()): living.add(tensor)
     weights, trained = living.bytes, [weight for weight in network.parameters() if weight.requires_grad]
     n_trainable = sum(weight.numel() for weight in trained)
-    averages = 2*4*n_trainable
+    averages = 2*sum(weight.numel()*weight.element_size() for weight in trained)
     living.bytes += averages
     with mode, living:
         loss = _fake_loss(network, config, batch_size, length, n_answer, precision, whole_logits)
@@ -119,7 +119,9 @@ def _fake_loss(network, config, batch_size, length, n_answer, precision, whole_l
     torch, inner = import_torch(), network.get_base_model() if hasattr(network, "get_base_model") else network
     ids = torch.empty((batch_size, length), dtype=torch.long)
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=precision == "bfloat16"):
-        if config.is_encoder_decoder: return inner(input_ids=ids, attention_mask=torch.empty((batch_size, length), dtype=torch.long), labels=ids).loss
+        if config.is_encoder_decoder:
+            labels = ids if n_answer is None else torch.empty((batch_size, -(-n_answer//batch_size)), dtype=torch.long)
+            return inner(input_ids=ids, attention_mask=torch.empty((batch_size, length), dtype=torch.long), labels=labels).loss
         # A whole mask: how a short one is widened depends on its content, which a fake one has not.
         given = {"attention_mask": torch.empty((batch_size, 1, length, length), dtype=torch.bool)}
         soft = getattr(inner, "soft_prompt", None)

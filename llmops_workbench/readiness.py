@@ -19,6 +19,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 
+from .adapters import adapter_config, inner_network, longest_example, start_soft_prompt
 from .display import Result
 from .errors import UserError
 from .finetuning import check_machine, check_options, check_output_dir, find_base_model, find_finetune, read_splits
@@ -77,7 +78,7 @@ def preflight(
     splits = checks.attempt("data", lambda: read_splits(params))
     checks.attempt("output", lambda: check_output_dir(params["output_dir"]))
     if base is None or splits is None: return checks.report()
-    from llmops_workbench.training import load_base, longest_example
+    from llmops_workbench.training import load_base
     local = checks.attempt("model", lambda: load_base(str(base[1]), SimpleNamespace(**params)))
     if local is None: return checks.report()
     checks.add("model", f"{base[0]}, {local.n_parameters:,} parameters, reads {local.context_tokens:,} tokens", n_parameters=local.n_parameters)
@@ -132,7 +133,7 @@ def _check_tokens(checks, local, examples, options, most=2000):
 # %% ../nbs/14_readiness.ipynb #a3af1e1d
 def _check_cost(checks, local, encoded, n_examples, options):
     "Steps, trained weights, time by measuring, memory and disk."
-    from llmops_workbench.training import adapter_config, answer_loss, choose_precision, inner_network, precision_context, prefer_attention, start_soft_prompt
+    from llmops_workbench.training import answer_loss, choose_precision, precision_context, prefer_attention
     size = options.per_device_train_batch_size
     rows = encoded[encoded["n_answer"] > 0].reset_index(drop=True)
     lengths, model = rows["ids"].map(len).to_numpy(), local.network
@@ -183,7 +184,7 @@ def _check_memory(checks, local, model, batch, precision, options):
     (size, length), config, cuda = batch["input_ids"].shape, local.network.config, import_torch().cuda
     virtual = options.num_virtual_tokens if options.method == "prompt" else 0
     found = training_footprint(config, size, length + virtual, int((batch["labels"] != -100).sum()), None if options.method == "full" else model.peft_config["default"], precision,
-                               options.gradient_checkpointing, config._attn_implementation, not plain_head(local.network))
+                               options.gradient_checkpointing, config._attn_implementation, not plain_head(local.network), local.network.dtype)
     start, loosely = (0, 1) if cuda.is_available() else (START_BYTES, LOOSE)
     need, loose, free = start + found.total, start + int(found.total*loosely), cuda.mem_get_info()[0] if cuda.is_available() else psutil.virtual_memory().available
     parts = f"{_size(found.weights)} weights, {_size(found.trained)} gradients and averages, {_size(found.activations)} activations of the longest batch"

@@ -121,6 +121,8 @@ def check_apart(
     "Raise where something is asked for that a model which reads and writes in two places cannot do."
     if options.packing:
         raise ParameterValueError(explain("packing is on and the model is an encoder-decoder", "Only a causal language model reads several examples as one row", "Leave packing off"))
+    if options.method in ("prompt", "qlora"):
+        raise ParameterValueError(explain(f"method='{options.method}' and the model is an encoder-decoder", "It is trained by LoRA, by DoRA or whole", "Choose method='lora'"))
     if options.method != "full" and options.train_embeddings:
         raise ParameterValueError(explain("train_embeddings is on and the model is an encoder-decoder", "Its two halves share their embeddings, which are trained with method='full' only",
                                           "Leave train_embeddings off, or train everything"))

@@ -9,10 +9,11 @@ import pandas as pd
 import pytest
 from tiny_models import architectures, save_model, save_tokenizer
 
+from llmops_workbench.adapters import adapter_config, start_soft_prompt
 from llmops_workbench.footprint import START_BYTES, _make_living, training_footprint
 from llmops_workbench.models import import_torch, import_transformers
 from llmops_workbench.readiness import preflight
-from llmops_workbench.training import adapter_config, answer_loss, plain_head, start_soft_prompt
+from llmops_workbench.training import answer_loss, plain_head
 
 OPTIONS = SimpleNamespace(method="lora", lora_r=4, lora_alpha=8, lora_dropout=0.0, target_modules="all-linear", train_embeddings=False, num_virtual_tokens=8)
 HOW = {"all weights": {}, "LoRA": {"adapter": "lora"}, "DoRA": {"adapter": "dora"}, "a soft prompt": {"adapter": "prompt"}, "bfloat16": {"precision": "bfloat16"}, "checkpointing": {"checkpointing": True}, "LoRA, checkpointing": {"adapter": "lora", "checkpointing": True}}
@@ -75,10 +76,16 @@ def test_what_it_depends_on():
     assert activations(4, 64, 10, whole_logits=True) > activations(4, 64, 10) and plain_head(import_transformers().AutoModelForCausalLM.from_config(config))
 
 
+def test_weights_of_sixteen_bits_are_half_as_many_bytes():
+    torch, config = import_torch(), architectures()["llama"](320)
+    whole, half = (training_footprint(config, 4, 32, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
+    assert abs(whole.weights - 2 * half.weights) < 4096 and whole.trained == 2 * half.trained and half.activations < whole.activations
+
+
 def test_an_encoder_decoder_has_a_footprint():
     config = import_transformers().T5Config(vocab_size=300, d_model=32, d_ff=64, d_kv=8, num_layers=2, num_heads=4, decoder_start_token_id=0)
     found = training_footprint(config, 4, 32)
-    assert found.n_trainable == sum(weight.numel() for weight in import_transformers().T5ForConditionalGeneration(config).parameters()) and found.activations > 0
+    assert found.n_trainable == sum(weight.numel() for weight in import_transformers().T5ForConditionalGeneration(config).parameters()) and found.activations > training_footprint(config, 4, 32, 4 * 3).activations > 0
 
 
 IN_A_PROCESS = """

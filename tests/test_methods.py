@@ -12,6 +12,7 @@ import pytest
 from tiny_models import save_model
 
 from llmops_workbench import finetuning, models, training
+from llmops_workbench.adapters import SOFT_PROMPT
 from llmops_workbench.checkpoints import check_model_folder, weights_digest
 from llmops_workbench.datasets import save_snapshot
 from llmops_workbench.errors import ParameterValueError, SourceFormatError
@@ -205,7 +206,7 @@ def test_virtual_tokens_start_as_words(monkeypatch, tmp_path, tiny):
     folder = tiny("gemma3")
     embedding, tokenizer = load_local(folder, dtype="float32").network.get_input_embeddings(), load_local(folder).tokenizer
     result = prompt_tuned(monkeypatch, tmp_path, folder, learning_rate=0.0, num_virtual_tokens=40)
-    ids = tokenizer(training.SOFT_PROMPT, add_special_tokens=False)["input_ids"]
+    ids = tokenizer(SOFT_PROMPT, add_special_tokens=False)["input_ids"]
     vectors = result.network.prompt_encoder["default"].embedding.weight
     assert vectors.equal(embedding(models.import_torch().tensor(ids))[:40])
 
@@ -297,3 +298,18 @@ def test_an_earlier_run_goes_on_as_a_base(monkeypatch, tmp_path, tiny, method, m
     trained = logits(second.network, tokenizer)
     assert (trained - logits(first.network, tokenizer)).abs().max() > 0.05
     torch.testing.assert_close(logits(load_local(second.model, dtype="float32").network, tokenizer), trained, atol=1e-4, rtol=1e-4)
+
+
+def test_a_model_that_caps_its_scores_is_held_to_the_capped_ones(tmp_path):
+    "The held-out loss and exact answers are the model's own, whatever it does behind its head."
+    local = load_local(str(save_model(tmp_path / "capped", "gemma2")))
+    assert not training.plain_head(local.network)
+    rows = training.encode_examples(local.tokenizer, pd.DataFrame({"prompt": ["say one", "say two now"], "completion": ["one", "two"]}), 64, local.network)
+    batch = training.collate(zip(rows["ids"], rows["n_prompt"]))
+    own = local.network(**batch).loss.item()
+    assert training.answer_loss(local.network, batch).item() == pytest.approx(own, abs=1e-5)
+    assert training.score_held_out(local.network, rows, ["a", "a"])["eval_loss"] == pytest.approx(own, abs=1e-5)
+    hidden = local.network.base_model(**{name: value for name, value in batch.items() if name != "labels"}).last_hidden_state[:, :-1]
+    counted = batch["labels"][:, 1:] != -100
+    plain = training.import_torch().nn.functional.cross_entropy(local.network.lm_head(hidden[counted]), batch["labels"][:, 1:][counted]).item()
+    assert abs(plain - own) > 1e-4

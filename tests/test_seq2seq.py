@@ -253,6 +253,13 @@ def test_what_cannot_be_done_is_refused_before_anything_runs(base, name, tmp_pat
         training.make_trainer(local.network, local.tokenizer, encode_examples(local.tokenizer, EXAMPLES, 64, local.network), options, SimpleNamespace(max_steps=2), tmp_path)
 
 
+@pytest.mark.parametrize("method", ["prompt"])
+def test_methods_that_causal_models_alone_know_are_refused(base, method):
+    with pytest.raises(ParameterValueError, match=f"method='{method}' and the model is an encoder-decoder.*Choose method='lora'"):
+        launch_finetune(model_name_or_path=str(base), dataset=EXAMPLES, method=method, max_steps=2)
+    assert not len(jobs.list_jobs())
+
+
 @pytest.mark.parametrize("more", [{}, {"gradient_checkpointing": True, "dtype": "bfloat16"}], ids=["plain", "sparing"])
 def test_two_steps_of_lora_are_saved_and_loaded(base, tmp_path, more):
     result, events, trained = train(base, tmp_path, method="lora", max_steps=2, learning_rate=0.01, eval_steps=1, **more)
