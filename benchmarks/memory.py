@@ -1,6 +1,6 @@
 """What a fine-tune was said to need beside the most memory its process held, for models of five shapes.
 
-Each is trained for three steps by the real job, with `low_memory`, on sample tickets. Said: what `preflight` says before. Held: the peak of the resident
+Each is trained for three steps by the real job, with `low_memory`, on the longest sample tickets, so that every batch is about as large as the largest. Said: what `preflight` says before. Held: the peak of the resident
 memory of the worker, as the system counts it. Also how much the same training holds without `low_memory`.
 `python benchmarks/memory.py [--output FILE]`
 """
@@ -47,8 +47,10 @@ def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "memory.json")
     given, found = parser.parse_args(), {}
-    examples = read_examples("helpdesk").frame.head(400)
-    texts = [*examples["prompt"], *examples["completion"]]
+    examples = read_examples("helpdesk").frame
+    texts = [*examples["prompt"].head(1000), *examples["completion"].head(1000)]
+    # As many as three batches of the largest size, none of which is held out.
+    examples = examples.loc[(examples["prompt"].str.len() + examples["completion"].str.len()).sort_values().index[-48:]]
     with tempfile.TemporaryDirectory() as folder:
         os.environ["LLMOPS_WORKSPACE"] = folder
         for at, (name, (kind, size, how)) in enumerate(SHAPES.items()):

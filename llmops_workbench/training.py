@@ -11,7 +11,7 @@ tokens and batches come from `sequences`, what is trained from `adapters`, the l
 __all__ = ['plain_head', 'answer_logits', 'answer_loss', 'score_held_out', 'choose_precision', 'precision_context',
            'prefer_attention', 'TrainerParts', 'save_weights', 'make_trainer', 'load_base', 'ReporterParts',
            'make_reporter', 'save_model', 'merge_adapter', 'model_card', 'sample_answers', 'train', 'make_evaluation',
-           'peak_memory', 'versions']
+           'versions']
 
 # %% ../nbs/14_training.ipynb #83fc6fe1
 import hashlib
@@ -34,7 +34,7 @@ from .adapters import adapter_config, inner_network, longest_example, start_soft
 from .checkpoints import find_model, record_base, weights_digest
 from .datasets import load_snapshot
 from .errors import OutputInUseError, ParameterValueError, WorkspaceError, explain
-from .footprint import return_memory
+from .footprint import peak_memory, return_memory
 from .models import LocalModel, import_torch, import_transformers, load_local, settle_threads
 from .schedules import METHODS, choose_learning_rate, make_schedule, measure_step, rows_needed, said_how_long
 from .seals import newest_checkpoint, seal_folder
@@ -440,14 +440,6 @@ def make_evaluation(context, trainer, held_out, options):
         context.event("eval", step=step, **scores)
         return scores
     return evaluate
-
-def peak_memory() -> int:
-    "The most memory this process has held, in bytes."
-    try: import resource
-    except ImportError:
-        import psutil
-        return psutil.Process().memory_info().rss
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss*(1 if sys.platform == "darwin" else 1024)
 
 def versions() -> dict:
     from importlib.metadata import version

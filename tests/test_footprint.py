@@ -10,7 +10,7 @@ import pytest
 from tiny_models import architectures, save_model, save_tokenizer
 
 from llmops_workbench.adapters import adapter_config, start_soft_prompt
-from llmops_workbench.footprint import START_BYTES, _make_living, training_footprint
+from llmops_workbench.footprint import START_BYTES, _make_living, peak_memory, training_footprint
 from llmops_workbench.models import import_torch, import_transformers
 from llmops_workbench.readiness import preflight
 from llmops_workbench.training import answer_loss, plain_head
@@ -109,6 +109,12 @@ for _ in range(2):
     optimizer.zero_grad()
 print(said.total, most - before)
 """
+
+
+def test_a_worker_is_not_as_large_as_the_notebook_that_started_it():
+    held = b"x" * (400 << 20)
+    told = subprocess.run([sys.executable, "-W", "ignore", "-c", "from llmops_workbench.footprint import peak_memory; print(peak_memory())"], capture_output=True, text=True, check=True)
+    assert 5 << 20 < int(told.stdout) < len(held) < peak_memory()
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only the C library of Linux is told to hand memory back")
